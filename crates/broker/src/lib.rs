@@ -1,1 +1,13 @@
-//! skeleton
+//! Decides what happens to messages: routing, queues, consumers.
+//!
+//! Plain values with one owner: no lock, no thread, no clock, no socket; time and randomness come in as arguments.
+
+pub mod error;
+pub mod message;
+pub mod request;
+pub mod value;
+
+pub use error::{Error, Reason};
+pub use request::*;
+pub use storage::{Batch, BatchBuilder, Position};
+pub use value::{Table, Value};
