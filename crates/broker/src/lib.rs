@@ -4,10 +4,12 @@
 
 pub mod error;
 pub mod message;
+pub mod node;
 pub mod request;
 pub mod value;
 
 pub use error::{Error, Reason};
+pub use node::{Client, Effects, Read, ReadDone};
 pub use request::*;
 pub use storage::{Batch, BatchBuilder, Position};
 pub use value::{Table, Value};

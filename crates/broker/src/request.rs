@@ -222,6 +222,8 @@ pub struct Delivery {
     pub redelivered: bool,
     /// How often it was delivered before, where the queue shows it (`x-delivery-count`).
     pub delivery_count: Option<u32>,
+    /// Bytes of these records: what they weigh in the connection's outbox until [`crate::node::Node::handle_written`] says so.
+    pub cost: u32,
 }
 
 impl Delivery {
