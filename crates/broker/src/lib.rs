@@ -3,9 +3,11 @@
 //! Plain values with one owner: no lock, no thread, no clock, no socket; time and randomness come in as arguments.
 
 pub mod error;
+pub mod limits;
 pub mod message;
 pub mod node;
 pub mod request;
+pub mod table;
 pub mod value;
 
 pub use error::{Error, Reason};
