@@ -30,3 +30,7 @@ pub const DELAY_MS_MAX: i64 = 4_294_967_295;
 /// Up to this many targets a set is a sorted list; from there on a tree, so that the 100,000th binding costs no more to add.
 pub const TARGETS_LISTED_MAX: usize = 16;
 const _: () = assert!(TARGETS_LISTED_MAX < BINDINGS_MAX);
+
+/// Entries of a deduplication cache that isn't told its size, and the most it may ask for: an entry takes about 60 bytes.
+pub const DEDUPLICATION_DEFAULT: u32 = 10_000;
+pub const DEDUPLICATION_MAX: u32 = 1_000_000;
