@@ -2,10 +2,16 @@
 //!
 //! Plain values with one owner: no lock, no thread, no clock, no socket; time and randomness come in as arguments.
 
+pub mod arguments;
+pub mod dedup;
 pub mod error;
+pub mod exchange;
+pub mod limits;
 pub mod message;
 pub mod node;
 pub mod request;
+pub mod table;
+pub mod topology;
 pub mod value;
 
 pub use error::{Error, Reason};

@@ -1,0 +1,36 @@
+//! Every bound of the broker's own tables, with its reason. What a client can make grow is counted against one of these.
+
+/// How deep arrays and tables may nest, at rest and in JSON. Every wire protocol refuses deeper ones at its door, so this only
+/// keeps a damaged or hand-written value from eating the stack.
+pub const NESTING_MAX: usize = 64;
+
+/// Names are short strings on the wire (AMQP 0-9-1 §4.2.5.3); definitions files keep to the same length.
+pub const NAME_BYTES_MAX: usize = 255;
+
+/// Exchanges of one vhost: each costs about 1 KiB with its first binding, so the table stays below 100 MiB.
+pub const EXCHANGES_MAX: usize = 100_000;
+
+/// Bindings of one vhost: each costs about 300 bytes with both of its indexes.
+pub const BINDINGS_MAX: usize = 4_000_000;
+
+/// Encoded arguments of one exchange or binding: they are kept in memory, and compared on every declaration.
+pub const ARGUMENTS_BYTES_MAX: usize = 64 * 1024;
+
+/// Weight of a binding to a consistent-hash exchange; RabbitMQ's bound.
+pub const HASH_WEIGHT_MAX: u32 = 10_000;
+
+/// Messages that a recent-history exchange remembers when it isn't told, as RabbitMQ's does.
+pub const RECENT_HISTORY_DEFAULT: u32 = 20;
+/// And at most: they are replayed inside one request of the owner.
+pub const RECENT_HISTORY_MAX: u32 = 10_000;
+
+/// The longest delay of an `x-delay` header that delays at all (49 days), as in RabbitMQ's plugin; longer ones are sent at once.
+pub const DELAY_MS_MAX: i64 = 4_294_967_295;
+
+/// Up to this many targets a set is a sorted list; from there on a tree, so that the 100,000th binding costs no more to add.
+pub const TARGETS_LISTED_MAX: usize = 16;
+const _: () = assert!(TARGETS_LISTED_MAX < BINDINGS_MAX);
+
+/// Entries of a deduplication cache that isn't told its size, and the most it may ask for: an entry takes about 60 bytes.
+pub const DEDUPLICATION_DEFAULT: u32 = 10_000;
+pub const DEDUPLICATION_MAX: u32 = 1_000_000;
