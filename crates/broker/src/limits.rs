@@ -34,3 +34,26 @@ const _: () = assert!(TARGETS_LISTED_MAX < BINDINGS_MAX);
 /// Entries of a deduplication cache that isn't told its size, and the most it may ask for: an entry takes about 60 bytes.
 pub const DEDUPLICATION_DEFAULT: u32 = 10_000;
 pub const DEDUPLICATION_MAX: u32 = 1_000_000;
+
+/// Deliveries that may wait to be written to one connection's socket. Beyond that its consumers get no more until it has read.
+pub const OUTBOX_BYTES_MAX: u64 = 256 << 10;
+/// A connection that was full gets more once less than this waits.
+pub const OUTBOX_BYTES_LOW: u64 = 64 << 10;
+const _: () = assert!(OUTBOX_BYTES_LOW < OUTBOX_BYTES_MAX);
+/// Replies that may wait for a direct reply consumer: they have no queue to wait in.
+pub const REPLY_BYTES_MAX: u64 = 16 << 20;
+/// A queue with more than this in memory asks its publishers to let its consumers catch up.
+pub const SLOW_DOWN_BYTES: usize = 1 << 20;
+/// What one read from the store brings.
+pub const READ_BYTES: usize = 512 << 10;
+/// Expired messages, and timers, worked off in one turn: the owner is not held for longer than some milliseconds.
+pub const EXPIRED_PER_TURN: u32 = 1_000;
+pub const TIMERS_PER_TURN: u32 = 1_000;
+/// Deadlines of messages that are gone may pile up to this and four times the ready messages before they are swept out.
+pub const DEADLINES_SLACK: u64 = 10_000;
+/// A commit is sent on its way when it has grown to this.
+pub const COMMIT_BYTES_SOFT: usize = 8 << 20;
+/// One transaction; it is one commit.
+pub const TRANSACTION_BYTES_MAX: usize = 30 << 20;
+const _: () = assert!(TRANSACTION_BYTES_MAX + (1 << 20) < storage::limits::COMMIT_BYTES_MAX);
+const _: () = assert!(COMMIT_BYTES_SOFT + (17 << 20) < storage::limits::COMMIT_BYTES_MAX, "one more message fits");
