@@ -69,6 +69,9 @@ public final class Main {
     static ConnectionFactory factory() throws Exception {
         ConnectionFactory f = new ConnectionFactory();
         f.setUri(uri);
+        if (f.getVirtualHost().isEmpty()) {
+            f.setVirtualHost("/"); // "amqp://host:port/" means the default vhost here, as in most other clients
+        }
         f.setAutomaticRecoveryEnabled(false);
         return f;
     }
