@@ -48,8 +48,9 @@ public final class Main {
             usage("--peer is auto, braid or rabbitmq");
         }
         List<Method> chosen = new ArrayList<>();
+        boolean everything = only.isEmpty();
         for (Method m : all) {
-            if (only.isEmpty() || only.remove(name(m)) | only.remove(number(m))
+            if (everything || only.remove(name(m)) | only.remove(number(m))
                     | only.remove(number(m).replaceFirst("^0", ""))) {
                 chosen.add(m);
             }
