@@ -410,7 +410,9 @@ final class Kit {
         if (!(reason instanceof AMQP.Channel.Close close)) {
             throw new Failed(what + ": closed by " + reason);
         }
-        same(what, code + " " + text, close.getReplyCode() + " " + close.getReplyText());
+        // reply-text is a short string: RabbitMQ keeps 252 bytes and three dots of what does not fit
+        String cut = text.length() > 255 ? text.substring(0, 252) + "..." : text;
+        same(what, code + " " + cut, close.getReplyCode() + " " + close.getReplyText());
         that(c.isOpen(), what + ": the connection is closed too");
     }
 

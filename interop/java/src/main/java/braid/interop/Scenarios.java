@@ -463,7 +463,7 @@ final class Scenarios {
         Connection other = k.connect();
         Connection owner = k.connect();
         Channel own = owner.createChannel();
-        String q = k.queueName("exclusive");
+        String q = k.queueName("exclusive-and-so-long-that-the-error-is-cut");
         own.queueDeclare(q, false, true, false, null);
         String locked = "RESOURCE_LOCKED - cannot obtain exclusive access to locked queue '" + q + "' in vhost '/'."
                 + " It could be originally declared on another connection or the exclusive property value does not match"
