@@ -50,6 +50,6 @@ public class Confirms {
                 throw new IllegalStateException("confirmed " + (50 + 2 * COUNT) + ", in the queue " + ready);
             }
         }
-        System.out.println("ok confirms");
+        System.out.println("ok java confirms");
     }
 }

@@ -26,6 +26,6 @@ public class Hello {
                 throw new IllegalStateException("received " + text);
             }
         }
-        System.out.println("ok hello");
+        System.out.println("ok java hello");
     }
 }

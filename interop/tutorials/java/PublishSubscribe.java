@@ -25,7 +25,7 @@ public class PublishSubscribe {
             }
             channel.exchangeDelete(EXCHANGE);
         }
-        System.out.println("ok publish_subscribe");
+        System.out.println("ok java publish_subscribe");
     }
 
     static BlockingQueue<String> subscribe(Channel channel) throws Exception {

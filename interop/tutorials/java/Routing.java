@@ -21,7 +21,7 @@ public class Routing {
             expect(screen, "info", "error", "warning", "error");
             channel.exchangeDelete(EXCHANGE);
         }
-        System.out.println("ok routing");
+        System.out.println("ok java routing");
     }
 
     static BlockingQueue<String> subscribe(Channel channel, String... severities) throws Exception {

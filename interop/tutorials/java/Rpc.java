@@ -33,7 +33,7 @@ public class Rpc {
             }
             serving.queueDelete(QUEUE);
         }
-        System.out.println("ok rpc");
+        System.out.println("ok java rpc");
     }
 
     static String call(Channel channel, String argument) throws Exception {

@@ -23,7 +23,7 @@ public class Topics {
                     "lazy.orange.new.rabbit");
             channel.exchangeDelete(EXCHANGE);
         }
-        System.out.println("ok topics");
+        System.out.println("ok java topics");
     }
 
     static BlockingQueue<String> subscribe(Channel channel, String... patterns) throws Exception {

@@ -45,6 +45,6 @@ public class WorkQueues {
             }
             channel.queueDelete(QUEUE);
         }
-        System.out.println("ok work_queues");
+        System.out.println("ok java work_queue");
     }
 }

@@ -23,7 +23,7 @@ async fn main() {
     let uri = uri.trim_end_matches('/'); // "amqp://host:port/" would be the vhost with the empty name
     let mut good = true;
     good &= show("hello", hello::run(uri)).await;
-    good &= show("work_queues", work_queues::run(uri)).await;
+    good &= show("work_queue", work_queues::run(uri)).await;
     good &= show("publish_subscribe", publish_subscribe::run(uri)).await;
     good &= show("routing", routing::run(uri)).await;
     good &= show("topics", topics::run(uri)).await;
@@ -35,9 +35,9 @@ async fn main() {
 async fn show(name: &str, tutorial: impl Future<Output = Outcome>) -> bool {
     let outcome = tokio::time::timeout(Duration::from_secs(60), tutorial).await;
     match &outcome {
-        Ok(Ok(())) => println!("ok {name}"),
-        Ok(Err(e)) => println!("not ok {name}: {e}"),
-        Err(_) => println!("not ok {name}: not finished"),
+        Ok(Ok(())) => println!("ok rust {name}"),
+        Ok(Err(e)) => println!("not ok rust {name}: {e}"),
+        Err(_) => println!("not ok rust {name}: not finished"),
     }
     matches!(outcome, Ok(Ok(())))
 }
