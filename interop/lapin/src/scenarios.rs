@@ -1317,16 +1317,19 @@ async fn s34_unacked_requeued_on_close(k: &Kit) -> R {
         say(&ch, "", &q, t).await?;
     }
     let (_, first) = k.alone().await?;
-    let got = consume(&first, &q, false).await?.take(5).await?;
+    let mut inbox = consume(&first, &q, false).await?;
+    let got = inbox.take(5).await?;
     that(got.iter().all(|d| !d.redelivered), "marked as redelivered at first")?;
     close_channel(&first).await?;
     let (c, second) = k.alone().await?;
-    let got = consume(&second, &q, false).await?.take(5).await?;
+    let mut inbox = consume(&second, &q, false).await?;
+    let got = inbox.take(5).await?;
     same("after channel close", texts(&got), all.clone())?;
     that(got.iter().all(|d| d.redelivered), "not all marked as redelivered")?;
     close(&c).await?;
     let (_, third) = k.alone().await?;
-    let got = consume(&third, &q, true).await?.take(5).await?;
+    let mut inbox = consume(&third, &q, true).await?;
+    let got = inbox.take(5).await?;
     same("after connection close", texts(&got), all)?;
     that(got.iter().all(|d| d.redelivered), "not all marked as redelivered")?;
     close_channel(&third).await?;

@@ -32,12 +32,14 @@ pub async fn run(uri: &str) -> Outcome {
     mortal.close(200, "dead".into()).await?;
 
     let (report, mut reports) = tokio::sync::mpsc::unbounded_channel();
+    let mut channels = Vec::new(); // a channel that is dropped closes itself
     for worker in ["first", "second"] {
         let own = connection.create_channel().await?;
         own.basic_qos(1, BasicQosOptions::default()).await?;
         let mut tasks = own
             .basic_consume(QUEUE.into(), worker.into(), BasicConsumeOptions::default(), FieldTable::default())
             .await?;
+        channels.push(own);
         let report = report.clone();
         tokio::spawn(async move {
             while let Some(Ok(task)) = tasks.next().await {
