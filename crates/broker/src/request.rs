@@ -196,7 +196,8 @@ pub enum Reply {
     Settled,
     /// Done; safe at `safe_at` (`None`: now). The answer to the client waits for that.
     Done { safe_at: Option<Position> },
-    Authenticated { user: Box<str> },
+    /// `impersonator`: may publish with another user's name in `user_id`.
+    Authenticated { user: Box<str>, impersonator: bool },
     Queue { facts: QueueFacts, safe_at: Option<Position> },
     /// Messages deleted or purged.
     Removed { messages: u64, safe_at: Option<Position> },
