@@ -422,6 +422,7 @@ def single_active_consumer_failover(run):
     run.quiet()
     equal((first.bodies, third.bodies), (["1", "2", "3"], []), "messages of the others after the cancel")
     run.cut(second_connection)
+    run.take(third, 3)
     put(setup, queue, 7)
     run.take(third, 4)
     equal(third.bodies, ["4", "5", "6", "7"], "messages of the third")
