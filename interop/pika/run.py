@@ -605,13 +605,12 @@ def consumer_timeout(run):
             stuck.channel.queue_declare(queue, passive=True)
         else:
             run.until(lambda stuck=stuck: stuck.channel.is_closed, "channel close")
-            run.refused(
-                406,
+            reason = stuck.channel._closing_reason
+            text = (
                 f"PRECONDITION_FAILED - delivery acknowledgement on channel {stuck.channel.channel_number} timed out. Timeout value used: 1000 ms. "
-                "This timeout value can be configured, see consumers doc guide to learn more",
-                lambda stuck=stuck, queue=queue: stuck.channel.queue_declare(queue, passive=True),
-                "held past the timeout",
+                "This timeout value can be configured, see consumers doc guide to learn more"
             )
+            equal((reason.reply_code, reason.reply_text), (406, text), "channel close")
             holder.channel().queue_declare(queue, passive=True)
 
 
