@@ -34,3 +34,12 @@ const _: () = assert!(TARGETS_LISTED_MAX < BINDINGS_MAX);
 /// Entries of a deduplication cache that isn't told its size, and the most it may ask for: an entry takes about 60 bytes.
 pub const DEDUPLICATION_DEFAULT: u32 = 10_000;
 pub const DEDUPLICATION_MAX: u32 = 1_000_000;
+
+/// Ten years: RabbitMQ's bound of every time to live, so that deadlines stay within 64 bits of milliseconds by far.
+pub const TTL_MS_MAX: i64 = 315_360_000_000;
+
+/// Highest priority that a queue can be declared with.
+pub const PRIORITY_MAX: i64 = 255;
+
+/// What a quorum queue that sets no delivery limit has, as in RabbitMQ since 4.0.
+pub const QUORUM_DELIVERY_LIMIT_DEFAULT: i64 = 20;
