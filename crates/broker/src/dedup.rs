@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::exchange::wrong_argument;
 use crate::limits::{DEDUPLICATION_DEFAULT, DEDUPLICATION_MAX};
-use crate::table::encode_value;
+use crate::table::encode_comparable;
 use crate::value::{Table, Value};
 use sha2::{Digest as _, Sha256};
 use std::collections::{BTreeMap, VecDeque};
@@ -55,10 +55,7 @@ impl Deduplication {
     pub fn key(&self, headers: &Table) -> Option<Key> {
         let value = headers.get(&self.header)?;
         let mut bytes = Vec::new();
-        match value.as_integer() {
-            Some(integer) => encode_value(&Value::I64(integer), &mut bytes),
-            None => encode_value(value, &mut bytes),
-        }
+        encode_comparable(value, &mut bytes);
         let digest = Sha256::digest(&bytes);
         let mut key = [0; 16];
         key.copy_from_slice(&digest[..16]);

@@ -57,3 +57,11 @@ pub const COMMIT_BYTES_SOFT: usize = 8 << 20;
 pub const TRANSACTION_BYTES_MAX: usize = 30 << 20;
 const _: () = assert!(TRANSACTION_BYTES_MAX + (1 << 20) < storage::limits::COMMIT_BYTES_MAX);
 const _: () = assert!(COMMIT_BYTES_SOFT + (17 << 20) < storage::limits::COMMIT_BYTES_MAX, "one more message fits");
+/// Ten years: RabbitMQ's bound of every time to live, so that deadlines stay within 64 bits of milliseconds by far.
+pub const TTL_MS_MAX: i64 = 315_360_000_000;
+
+/// Highest priority that a queue can be declared with.
+pub const PRIORITY_MAX: i64 = 255;
+
+/// What a quorum queue that sets no delivery limit has, as in RabbitMQ since 4.0.
+pub const QUORUM_DELIVERY_LIMIT_DEFAULT: i64 = 20;

@@ -8,7 +8,7 @@ use super::{Found, stable_hash, wrong_argument};
 use crate::arguments::term;
 use crate::error::{Error, Result};
 use crate::limits::HASH_WEIGHT_MAX;
-use crate::table::encode_value;
+use crate::table::encode_comparable;
 use crate::topology::{MessageView, Target};
 use crate::value::{Table, Value};
 use std::collections::BTreeMap;
@@ -64,13 +64,8 @@ impl HashOn {
             HashOn::RoutingKey => stable_hash(0, routing_key.as_bytes()),
             HashOn::Header(name) => {
                 let mut bytes = Vec::new();
-                match message.headers().get(name) {
-                    // By value, not by width: what one client sends as a short another sends as a long.
-                    Some(value) => match value.as_integer() {
-                        Some(integer) => encode_value(&Value::I64(integer), &mut bytes),
-                        None => encode_value(value, &mut bytes),
-                    },
-                    None => {}
+                if let Some(value) = message.headers().get(name) {
+                    encode_comparable(value, &mut bytes);
                 }
                 stable_hash(1, &bytes)
             }

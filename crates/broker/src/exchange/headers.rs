@@ -116,15 +116,15 @@ mod tests {
         let (a, b, x) = (("a", Value::I32(1)), ("b", Value::str("two")), ("x-c", Value::Bool(true)));
         let both = [a.clone(), b.clone()];
         assert!(fits(None, &both, &both));
-        assert!(!fits(Some("all"), &both, &[a.clone()]));
-        assert!(fits(Some("any"), &both, &[b.clone()]));
+        assert!(!fits(Some("all"), &both, std::slice::from_ref(&a)));
+        assert!(fits(Some("any"), &both, std::slice::from_ref(&b)));
         assert!(!fits(Some("any"), &both, &[("b", Value::str("three"))]));
         let with_x = [a.clone(), x.clone()];
-        assert!(fits(Some("all"), &with_x, &[a.clone()]), "keys of x- don't count");
-        assert!(!fits(Some("all-with-x"), &with_x, &[a.clone()]));
+        assert!(fits(Some("all"), &with_x, std::slice::from_ref(&a)), "keys of x- don't count");
+        assert!(!fits(Some("all-with-x"), &with_x, std::slice::from_ref(&a)));
         assert!(fits(Some("all-with-x"), &with_x, &with_x));
-        assert!(!fits(Some("any"), &with_x, &[x.clone()]));
-        assert!(fits(Some("any-with-x"), &with_x, &[x.clone()]));
+        assert!(!fits(Some("any"), &with_x, std::slice::from_ref(&x)));
+        assert!(fits(Some("any-with-x"), &with_x, std::slice::from_ref(&x)));
     }
 
     #[test]
