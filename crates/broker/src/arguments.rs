@@ -104,24 +104,3 @@ mod tests {
         );
     }
 }
-
-// ---- STUB until the topology branch brings it
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Overflow { #[default] DropHead, RejectPublish, RejectPublishDlx }
-#[derive(Clone, Debug, Default)]
-pub struct QueueArguments {
-    pub quorum: bool,
-    pub message_ttl_ms: Option<u64>, pub expires_ms: Option<u64>, pub max_length: Option<u64>, pub max_length_bytes: Option<u64>,
-    pub overflow: Overflow, pub dead_letter_exchange: Option<Box<str>>, pub dead_letter_routing_key: Option<Box<str>>,
-    pub max_priority: Option<u8>, pub single_active_consumer: bool, pub delivery_limit: Option<u64>, pub max_retries: Option<u64>,
-    pub consumer_timeout_ms: Option<u64>, pub deduplication: Option<crate::dedup::Deduplication>,
-}
-impl QueueArguments {
-    pub fn parse(_vhost: &str, _name: &str, _t: &Table) -> Result<QueueArguments> { Ok(QueueArguments::default()) }
-    pub fn is_quorum(&self) -> bool { self.quorum }
-    pub fn check_properties(&self, _vhost: &str, _name: &str, _d: &crate::request::DeclareQueue) -> Result<()> { Ok(()) }
-}
-pub fn check_equivalent_queue(_vhost: &str, _name: &str, _a: &Table, _b: &Table) -> Result<()> { Ok(()) }
-#[derive(Default)]
-pub struct ConsumerArguments { pub priority: i64, pub timeout_ms: Option<u64> }
-impl ConsumerArguments { pub fn parse(_t: &Table) -> Result<ConsumerArguments> { Ok(Default::default()) } }

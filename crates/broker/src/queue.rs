@@ -2,6 +2,7 @@
 
 pub mod level;
 
+use crate::arguments::QueueType;
 use crate::arguments::QueueArguments;
 use crate::request::{ConnectionId, LinkId};
 use crate::topology::QueueKey;
@@ -78,7 +79,7 @@ impl Queue {
     pub fn priority_max(&self) -> u8 {
         match self.effective.max_priority {
             Some(max) => max,
-            None if self.effective.is_quorum() => QUORUM_PRIORITY_MAX,
+            None if self.effective.queue_type == QueueType::Quorum => QUORUM_PRIORITY_MAX,
             None => 0,
         }
     }

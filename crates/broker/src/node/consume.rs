@@ -1,6 +1,7 @@
 //! Consumers and getters come and go; reads from the store come back.
 
 use super::{Effects, Node, Pool, Purpose, ReadDone};
+use crate::arguments::QueueType;
 use crate::access::{Action, Resource};
 use crate::arguments::ConsumerArguments;
 use crate::error::{Error, Reason};
@@ -30,8 +31,8 @@ impl WaitingGet {
 impl Node {
     pub(super) fn consume(&mut self, now: Now, id: ConnectionId, consume: Consume) -> Result<Reply, Error> {
         let (key, vhost) = self.usable_queue(id, &consume.queue, Action::Read)?;
-        let arguments = ConsumerArguments::parse(&consume.arguments)?;
         let queue = &self.queues[key.0];
+        let arguments = ConsumerArguments::parse(&vhost, &queue.name, queue.arguments.queue_type, &consume.arguments)?;
         let resource = format!("queue '{}' in vhost '{}'", queue.name, vhost);
         let exclusive_there = queue.consumers.iter().any(|c| {
             let links = self.connections.get(c.connection.slot, c.connection.generation).map(|c| &c.links);
@@ -159,7 +160,7 @@ impl Node {
     ) -> Result<Reply, Error> {
         let (key, vhost) = self.usable_queue(id, queue, Action::Read)?;
         let queue = &self.queues[key.0];
-        if queue.effective.is_quorum() && queue.effective.single_active_consumer {
+        if queue.effective.queue_type == QueueType::Quorum && queue.effective.single_active_consumer {
             let text = format!("queue '{}' in vhost '{vhost}' in exclusive use", queue.name);
             return Err(Error::new(Reason::Locked, text));
         }

@@ -3,7 +3,7 @@
 use super::publish::{Incoming, RecordView};
 use super::{Effects, Node, THIS_COMMIT};
 use crate::access::{Action, Resource};
-use crate::arguments::{self, QueueArguments};
+use crate::arguments::{equivalent_property, QueueArguments, QueueType};
 use crate::error::{Error, Reason};
 use crate::exchange::recent_history::NO_STORE;
 use crate::queue::level::Level;
@@ -112,15 +112,10 @@ impl Node {
         }
         // An exclusive queue is never durable, whatever was asked for.
         let durable = declare.durable && !declare.exclusive;
-        for (field, received, current) in [("durable", durable, queue.durable), ("auto_delete", declare.auto_delete, queue.auto_delete)] {
-            if received != current {
-                return Err(Error::precondition(format!(
-                    "inequivalent arg '{field}' for queue '{}' in vhost '{vhost}': received '{received}' but current is '{current}'",
-                    queue.name
-                )));
-            }
-        }
-        arguments::check_equivalent_queue(vhost, &queue.name, &queue.declared, &declare.arguments)
+        let resource = format!("queue '{}' in vhost '{vhost}'", queue.name);
+        equivalent_property(queue.durable, durable, &resource, "durable")?;
+        equivalent_property(queue.auto_delete, declare.auto_delete, &resource, "auto_delete")?;
+        QueueArguments::equivalent(vhost, &queue.name, &queue.declared, &declare.arguments)
     }
 
     fn check_new_queue(&self, user: &str, vhost_key: VhostKey, name: &str, declare: &DeclareQueue) -> Result<QueueArguments, Error> {
@@ -129,7 +124,11 @@ impl Node {
             return Err(Error::access_refused(format!("queue name '{name}' contains reserved prefix 'amq.*'")));
         }
         let arguments = QueueArguments::parse(&vhost.name, name, &declare.arguments)?;
-        arguments.check_properties(&vhost.name, name, declare)?;
+        let resource = format!("queue '{name}' in vhost '{}'", vhost.name);
+        arguments.queue_type.check_properties(&resource, declare.durable, declare.exclusive, declare.auto_delete)?;
+        if declare.server_named {
+            arguments.queue_type.check_server_named()?;
+        }
         if let Some(exchange) = &arguments.dead_letter_exchange {
             self.access.authorise(user, &vhost.name, Action::Read, Resource::Queue(name))?;
             self.access.authorise(user, &vhost.name, Action::Write, Resource::Exchange(exchange))?;
@@ -238,7 +237,7 @@ impl Node {
         };
         self.check_owner(id, key)?;
         let (queue, vhost) = (&self.queues[key.0], &vhost.name);
-        if queue.effective.is_quorum() && (if_unused || if_empty) {
+        if queue.effective.queue_type == QueueType::Quorum && (if_unused || if_empty) {
             let flag = if if_unused { "if_unused" } else { "if_empty" };
             let text = format!("cannot delete queue '{name}' in vhost '{vhost}'. queue.delete operations with {flag} flag set are not supported by quorum queues");
             return Err(Error::new(Reason::NotImplemented, text));

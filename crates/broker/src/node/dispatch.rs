@@ -1,6 +1,7 @@
 //! From ready to delivered: which consumer gets what, by the batch.
 
 use super::{Effects, Node, Purpose, Read};
+use crate::arguments::{Overflow, QueueType};
 use crate::limits;
 use crate::link::Held;
 use crate::queue::level::ReadyRun;
@@ -157,7 +158,7 @@ impl Node {
             self.counters.redelivered += count as u64;
         }
         let queue = &mut self.queues[held.queue.0];
-        let shows_count = queue.effective.is_quorum() || queue.effective.max_retries.is_some();
+        let shows_count = queue.effective.queue_type == QueueType::Quorum || queue.effective.max_retries.is_some();
         let delivery = Delivery {
             link: link_id,
             number: 0,
@@ -211,7 +212,7 @@ impl Node {
             let limits = &queue.effective;
             let over = limits.max_length.is_some_and(|max| queue.ready > max)
                 || limits.max_length_bytes.is_some_and(|max| queue.ready_bytes > max);
-            if !over || limits.overflow != crate::arguments::Overflow::DropHead {
+            if !over || limits.overflow() != Overflow::DropHead {
                 return;
             }
             let Some((at, run)) = self.lowest(key) else { return };

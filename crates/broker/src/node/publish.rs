@@ -321,12 +321,12 @@ impl Node {
     fn refused_by(&mut self, now: Now, key: QueueKey, incoming: &Incoming, published: &mut Published) -> Vec<u32> {
         let mut refused = self.duplicates(now, key, incoming);
         let queue = &self.queues[key.0];
-        let rejects = matches!(queue.effective.overflow, Overflow::RejectPublish | Overflow::RejectPublishDlx);
+        let rejects = queue.effective.overflow() != Overflow::DropHead;
         if !rejects || (queue.effective.max_length.is_none() && queue.effective.max_length_bytes.is_none()) {
             return refused;
         }
         let (max, bytes_max) = (queue.effective.max_length, queue.effective.max_length_bytes);
-        let to_dead_letter = queue.effective.overflow == Overflow::RejectPublishDlx;
+        let to_dead_letter = queue.effective.overflow() == Overflow::RejectPublishDlx;
         // Consumers with credit take theirs first: those never count as ready.
         let (mut ready, mut bytes) = (queue.ready, queue.ready_bytes);
         let mut free = self.credit_of(key);

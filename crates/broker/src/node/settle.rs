@@ -68,13 +68,13 @@ impl Node {
         let deliveries = held.deliveries + 1;
         let failures = held.failures + u32::from(failed);
         let limits = &self.queues[key.0].effective;
-        let exhausted = limits.max_retries.is_some_and(|max| deliveries as u64 > max)
-            || failed && limits.delivery_limit.is_some_and(|max| failures as u64 > max);
+        let exhausted = limits.max_retries.is_some_and(|max| deliveries > max)
+            || failed && limits.delivery_limit().is_some_and(|max| failures > max);
         if exhausted {
             self.leave_held(&held, Reason::DeliveryLimit);
             return;
         }
-        let counts = limits.max_retries.is_some() || limits.delivery_limit.is_some();
+        let counts = limits.max_retries.is_some() || limits.delivery_limit().is_some();
         let bytes = limits.max_length_bytes.is_some();
         for i in 0..held.count {
             let (offset, index) = (held.offset + (i * held.stride) as u64, held.first + i * held.stride);
