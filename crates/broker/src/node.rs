@@ -375,6 +375,17 @@ impl Node {
         }
     }
 
+    /// Makes something empty in a commit of its own, ahead of the one that this call gathers, so that whatever follows may
+    /// name it. Alone it means nothing, so the gathered commit stays all or nothing.
+    fn put_ahead(&mut self, make: impl FnOnce(&mut Node)) {
+        let gathered = std::mem::replace(&mut self.commit, Commit::new(CommitLevel::Lazy));
+        let bytes = std::mem::take(&mut self.commit_bytes);
+        make(self);
+        self.commit.level = CommitLevel::Lazy;
+        self.flush();
+        (self.commit, self.commit_bytes) = (gathered, bytes);
+    }
+
     fn touch(&mut self, key: QueueKey) {
         if let Some(queue) = self.queues.at_mut(key.0).filter(|queue| !queue.dirty) {
             queue.dirty = true;
