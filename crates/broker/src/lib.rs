@@ -2,6 +2,7 @@
 //!
 //! Plain values with one owner: no lock, no thread, no clock, no socket; time and randomness come in as arguments.
 
+pub mod access;
 pub mod arguments;
 pub mod dedup;
 pub mod error;
@@ -9,6 +10,7 @@ pub mod exchange;
 pub mod limits;
 pub mod message;
 pub mod node;
+pub mod pattern;
 pub mod request;
 pub mod table;
 pub mod topology;
