@@ -511,7 +511,7 @@ fn expand(text: &str, user: &str, vhost: &str, client_id: Option<&str>) -> Strin
 }
 
 /// A list, or as in older files one text with commas.
-fn tags<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Vec<Box<str>>, D::Error> {
+pub(crate) fn tags<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Vec<Box<str>>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
     enum Tags {

@@ -4,13 +4,16 @@
 
 pub mod access;
 pub mod arguments;
+pub mod death;
 pub mod dedup;
+pub mod definitions;
 pub mod error;
 pub mod exchange;
 pub mod limits;
 pub mod message;
 pub mod node;
 pub mod pattern;
+pub mod policy;
 pub mod request;
 pub mod table;
 pub mod topology;
