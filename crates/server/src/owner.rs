@@ -1,0 +1,149 @@
+//! What the server needs of the node and of its store: the seam between threads and machines.
+//!
+//! Two implementations each: the real ones at the bottom of this file, and fakes in the tests, which is why these are traits.
+
+use broker::{Client, ConnectionId, Effects, Error, Position, Read, ReadDone, Reply, Request};
+use protocol::Now;
+use std::sync::Arc;
+use std::time::Duration;
+use storage::{Batch, Offset};
+
+/// The owner of everything, held by one mutex for one read's batch.
+///
+/// The order that the server keeps for each connection: what was said to it before a call of `handle`, then the replies of
+/// that call, then the events of that call. A list that ends with a request without a ticket (a declare, a consume, a
+/// cancel) is handed over in two calls, so that no delivery of the first part can overtake the answer to the last request.
+pub trait Owner: Send {
+    fn connect(&mut self, now: Now, client: Client) -> Result<ConnectionId, Error>;
+    fn disconnect(&mut self, now: Now, id: ConnectionId, effects: &mut Effects);
+    fn handle(
+        &mut self,
+        now: Now,
+        id: ConnectionId,
+        requests: &mut Vec<Request>,
+        replies: &mut Vec<Reply>,
+        effects: &mut Effects,
+    );
+    /// Called when an outbox has drained and something was said since the last time: `cost` is never 0.
+    fn handle_written(&mut self, now: Now, id: ConnectionId, cost: u64, effects: &mut Effects);
+    fn handle_read(&mut self, now: Now, done: ReadDone, effects: &mut Effects);
+    fn handle_timeout(&mut self, now: Now, effects: &mut Effects);
+    /// Asked after every use: must not take long.
+    fn next_timeout(&self) -> Option<u64>;
+    fn set_alarm(&mut self, alarm: Alarm, on: bool, effects: &mut Effects);
+    /// Named numbers for `/metrics` and `braid status`.
+    fn figures(&self) -> Figures;
+    fn administer(
+        &mut self,
+        now: Now,
+        change: Change,
+        effects: &mut Effects,
+    ) -> Result<serde_json::Value, Error>;
+}
+
+/// Why publishers are to stop.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Alarm {
+    Memory,
+    Disk,
+    Journal,
+}
+
+impl Alarm {
+    pub const ALL: [Alarm; 3] = [Alarm::Memory, Alarm::Disk, Alarm::Journal];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Alarm::Memory => "memory",
+            Alarm::Disk => "disk",
+            Alarm::Journal => "journal",
+        }
+    }
+}
+
+/// One number of the node or the store.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Figure {
+    /// As Prometheus names it, without the leading `braid_`; names that end in `_total` only rise.
+    pub name: &'static str,
+    pub help: &'static str,
+    /// `protocol="amqp"`, or empty.
+    pub labels: String,
+    pub value: f64,
+}
+
+pub type Figures = Vec<Figure>;
+
+/// What an operator asks over the control socket, or at start.
+#[derive(Clone, PartialEq, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(tag = "change", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Change {
+    /// The text of a RabbitMQ definitions file.
+    Import {
+        definitions: String,
+    },
+    Export,
+    SetUser {
+        user: String,
+        password: String,
+        tags: Option<Vec<String>>,
+    },
+    DeleteUser {
+        user: String,
+    },
+    ListUsers,
+    SetVhost {
+        vhost: String,
+    },
+    DeleteVhost {
+        vhost: String,
+    },
+    ListVhosts,
+    SetPermission {
+        user: String,
+        vhost: String,
+        configure: String,
+        write: String,
+        read: String,
+    },
+    DeletePermission {
+        user: String,
+        vhost: String,
+    },
+    ListPermissions {
+        user: Option<String>,
+        vhost: Option<String>,
+    },
+    SetPolicy {
+        vhost: String,
+        name: String,
+        pattern: String,
+        apply_to: String,
+        priority: i64,
+        definition: serde_json::Value,
+    },
+    DeletePolicy {
+        vhost: String,
+        name: String,
+    },
+    ListPolicies {
+        vhost: Option<String>,
+    },
+}
+
+/// The store, as the threads around it see it.
+pub trait Journal: Send + Sync {
+    fn durable(&self) -> Position;
+    /// True when a group is due.
+    fn wait_for_group(&self, at_most: Duration) -> bool;
+    /// An error is final: nobody was confirmed and nobody will be.
+    fn write_group(&self) -> Result<Position, String>;
+    fn wait_for_checkpoint(&self, at_most: Duration) -> bool;
+    fn checkpoint(&self) -> Result<(), String>;
+    fn read(&self, read: Read) -> Result<Vec<(Offset, Arc<Batch>)>, String>;
+    /// Publishers must wait until a checkpoint has made room.
+    fn is_pressed(&self) -> bool;
+    fn figures(&self) -> Figures;
+    /// The last group, a checkpoint, the clean mark.
+    fn close(&self) -> Result<(), String>;
+}
