@@ -152,6 +152,22 @@ impl Batch {
         decode_record(&self.bytes[from..to], self.base_timestamp()).expect("checked when the batch was made")
     }
 
+    /// The records of an index range as a batch of their own.
+    pub fn subset(&self, range: std::ops::Range<u32>) -> Batch {
+        let mut builder = BatchBuilder::new(self.base_timestamp(), self.attributes());
+        for i in range {
+            let record = self.record(i);
+            let headers: Vec<_> = record.headers().collect();
+            builder.push(record.timestamp, record.key, record.value, &headers);
+        }
+        builder.finish()
+    }
+
+    /// Bytes of the records of an index range.
+    pub fn records_size(&self, range: std::ops::Range<u32>) -> usize {
+        (self.starts[range.end as usize] - self.starts[range.start as usize]) as usize
+    }
+
     /// Bytes of the record with index `i`, framing included: what it weighs in memory.
     pub fn record_size(&self, i: u32) -> usize {
         (self.starts[i as usize + 1] - self.starts[i as usize]) as usize
@@ -426,6 +442,16 @@ mod tests {
         assert_eq!(first.headers().collect::<Vec<_>>(), headers);
         assert_eq!((second.key, second.value, second.headers().count()), (Some(&b""[..]), None, 0));
         assert_eq!(first.block(), None);
+    }
+
+    #[test]
+    fn a_subset_is_the_same_records_in_a_smaller_batch() {
+        let mut builder = BatchBuilder::marked(50);
+        (0..5u8).for_each(|i| builder.push_marked(50 + i as i64, &[&[i]], &[&[i, i]]));
+        let batch = builder.finish();
+        let part = Batch::parse(&written(&batch.subset(1..4), 0)).expect("our own batch");
+        assert_eq!((part.len(), part.is_marked()), (3, true));
+        (0..3).for_each(|i| assert_eq!(part.record(i), batch.record(i + 1)));
     }
 
     #[test]
