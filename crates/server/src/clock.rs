@@ -11,19 +11,12 @@ pub struct Clock {
 
 impl Clock {
     pub fn start() -> Clock {
-        Clock {
-            start: Instant::now(),
-        }
+        Clock { start: Instant::now() }
     }
 
     pub fn now(&self) -> Now {
-        let unix = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        Now {
-            unix_ms: unix.as_millis() as u64,
-            mono_ms: self.start.elapsed().as_millis() as u64 + 1,
-        }
+        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Now { unix_ms: unix.as_millis() as u64, mono_ms: self.start.elapsed().as_millis() as u64 + 1 }
     }
 
     /// The instant at which [`Now::mono_ms`] becomes `mono_ms`.

@@ -15,7 +15,7 @@
 use crate::clock::Clock;
 use crate::conn::{Conn, Failure, Said, Speech};
 use crate::limits;
-use crate::owner::{Journal, Owner};
+use crate::owner::{Alarm, Journal, Owner};
 use crate::reader::ReadQueue;
 use crate::scratch::{Scratch, with_scratch};
 use crate::timer::Timer;
@@ -39,6 +39,10 @@ pub struct Hub {
     slowed: Mutex<VecDeque<Weak<Conn>>>,
     anyone_slowed: AtomicBool,
     pub counts: Counts,
+    /// Which alarms are on, by [`Alarm`].
+    alarms: [AtomicBool; Alarm::ALL.len()],
+    /// Nobody new is let in.
+    stopping: AtomicBool,
 }
 
 /// Plain counters of the server itself.
@@ -60,10 +64,7 @@ struct Owned {
 impl Hub {
     pub fn new(node: Box<dyn Owner>, journal: Arc<dyn Journal>, clock: Clock) -> Arc<Hub> {
         Arc::new(Hub {
-            owned: Mutex::new(Owned {
-                node,
-                conns: Vec::new(),
-            }),
+            owned: Mutex::new(Owned { node, conns: Vec::new() }),
             journal,
             clock,
             timer: Timer::default(),
@@ -72,17 +73,18 @@ impl Hub {
             slowed: Mutex::default(),
             anyone_slowed: AtomicBool::new(false),
             counts: Counts::default(),
+            alarms: Default::default(),
+            stopping: AtomicBool::new(false),
         })
     }
 
     /// Makes a connection known to the node. `speech` is made with the node's leave only.
-    pub fn connect(
-        &self,
-        client: Client,
-        socket: tokio::net::tcp::OwnedWriteHalf,
-        speech: Speech,
-    ) -> Result<Arc<Conn>, Error> {
+    pub fn connect(&self, client: Client, socket: tokio::net::tcp::OwnedWriteHalf, speech: Speech) -> Result<Arc<Conn>, Error> {
         let mut owned = self.owned();
+        // Looked at while the owner is held: who gets in before the stop is told of it.
+        if self.stopping.load(Ordering::SeqCst) {
+            return Err(Error::new(broker::Reason::NotAllowed, "the node is stopping"));
+        }
         let id = owned.node.connect(self.clock.now(), client)?;
         let conn = Arc::new(Conn::new(id, socket, speech));
         let slot = id.slot as usize;
@@ -90,9 +92,7 @@ impl Hub {
             owned.conns.resize(slot + 1, None);
         }
         owned.conns[slot] = Some(conn.clone());
-        self.counts
-            .connections_opened
-            .fetch_add(1, Ordering::Relaxed);
+        self.counts.connections_opened.fetch_add(1, Ordering::Relaxed);
         Ok(conn)
     }
 
@@ -101,10 +101,8 @@ impl Hub {
             let now = self.clock.now();
             let mut owned = self.owned();
             owned.node.disconnect(now, conn.id, &mut scratch.effects);
-            if let Some(slot) = owned
-                .conns
-                .get_mut(conn.id.slot as usize)
-                .filter(|c| c.as_ref().is_some_and(|c| c.id == conn.id))
+            if let Some(slot) =
+                owned.conns.get_mut(conn.id.slot as usize).filter(|c| c.as_ref().is_some_and(|c| c.id == conn.id))
             {
                 *slot = None;
             }
@@ -113,16 +111,11 @@ impl Hub {
         });
         conn.inbox().clear();
         self.timer.disarm(conn);
-        self.counts
-            .connections_closed
-            .fetch_add(1, Ordering::Relaxed);
+        self.counts.connections_closed.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Uses the node from a thread that serves no connection: a reader, the timer, an alarm, an operator.
-    pub fn with_node<R>(
-        &self,
-        using: impl FnOnce(&mut dyn Owner, Now, &mut broker::Effects) -> R,
-    ) -> R {
+    pub fn with_node<R>(&self, using: impl FnOnce(&mut dyn Owner, Now, &mut broker::Effects) -> R) -> R {
         with_scratch(|scratch| {
             let mut owned = self.owned();
             let result = using(&mut *owned.node, self.clock.now(), &mut scratch.effects);
@@ -137,13 +130,27 @@ impl Hub {
         with_scratch(|scratch| {
             let owned = self.owned();
             let ids: Vec<ConnectionId> = owned.conns.iter().flatten().map(|conn| conn.id).collect();
-            scratch
-                .effects
-                .events
-                .extend(ids.into_iter().map(|id| (id, event())));
+            scratch.effects.events.extend(ids.into_iter().map(|id| (id, event())));
             self.release(owned, scratch);
             self.attend_touched(scratch);
         });
+    }
+
+    /// Lets nobody new in and says goodbye to everyone.
+    pub fn stop(&self, reason: &str) {
+        self.stopping.store(true, Ordering::SeqCst);
+        self.tell_all(|| Event::Close { reason: reason.into() });
+    }
+
+    pub fn set_alarm(&self, alarm: Alarm, on: bool) {
+        if self.alarms[alarm as usize].swap(on, Ordering::SeqCst) != on {
+            tracing::warn!(alarm = alarm.name(), on, "alarm");
+            self.with_node(|node, _, effects| node.set_alarm(alarm, on, effects));
+        }
+    }
+
+    pub fn has_alarm(&self, alarm: Alarm) -> bool {
+        self.alarms[alarm as usize].load(Ordering::SeqCst)
     }
 
     pub fn connections(&self) -> usize {
@@ -153,10 +160,7 @@ impl Hub {
     /// Own task: the socket gave `input`.
     pub fn hear_input(&self, conn: &Arc<Conn>, input: &[u8]) -> Heard {
         with_scratch(|scratch| {
-            let mut heard = Heard {
-                bytes: 0,
-                wants: Wants::default(),
-            };
+            let mut heard = Heard { bytes: 0, wants: Wants::default() };
             let mut speech = conn.speech();
             let turn = catch_unwind(AssertUnwindSafe(|| {
                 let now = self.clock.now();
@@ -225,9 +229,7 @@ impl Hub {
                 Err(TryLockError::WouldBlock) => return,
             };
             conn.dirty.swap(false, Ordering::SeqCst);
-            let turn = catch_unwind(AssertUnwindSafe(|| {
-                self.converse(conn, &mut speech, self.clock.now(), scratch)
-            }));
+            let turn = catch_unwind(AssertUnwindSafe(|| self.converse(conn, &mut speech, self.clock.now(), scratch)));
             let rest = self.note_panic(conn, &mut speech, turn, scratch);
             drop(speech);
             fence(Ordering::SeqCst);
@@ -239,44 +241,26 @@ impl Hub {
     }
 
     /// A panic ends this connection only.
-    fn note_panic(
-        &self,
-        conn: &Conn,
-        speech: &mut Speech,
-        turn: std::thread::Result<Rest>,
-        scratch: &mut Scratch,
-    ) -> Rest {
+    fn note_panic(&self, conn: &Conn, speech: &mut Speech, turn: std::thread::Result<Rest>, scratch: &mut Scratch) -> Rest {
         turn.unwrap_or_else(|_| {
             scratch.requests.clear();
             scratch.replies.clear();
             self.counts.panics.fetch_add(1, Ordering::Relaxed);
-            tracing::error!(
-                connection = conn.id.slot,
-                "a bug: a connection's turn panicked; this connection ends"
-            );
+            tracing::error!(connection = conn.id.slot, "a bug: a connection's turn panicked; this connection ends");
             fail(conn, speech, Failure::Panic);
             Rest::Done
         })
     }
 
     /// Feeds the machine until it is done with the input, or wants no more of it.
-    fn work_off(
-        &self,
-        conn: &Arc<Conn>,
-        speech: &mut Speech,
-        input: &[u8],
-        now: Now,
-        scratch: &mut Scratch,
-    ) -> usize {
+    fn work_off(&self, conn: &Arc<Conn>, speech: &mut Speech, input: &[u8], now: Now, scratch: &mut Scratch) -> usize {
         self.lend_outbox(speech, scratch);
         let mut at = 0;
         while at < input.len() && speech.failed.is_none() {
             if !speech.machine.wants_input() {
                 break;
             }
-            let used = speech
-                .machine
-                .handle_input(now, &input[at..], &mut scratch.requests);
+            let used = speech.machine.handle_input(now, &input[at..], &mut scratch.requests);
             at += used;
             if used == 0 && scratch.requests.is_empty() {
                 break;
@@ -300,21 +284,13 @@ impl Hub {
 
     fn ask(&self, conn: &Arc<Conn>, speech: &mut Speech, now: Now, scratch: &mut Scratch) {
         let drained = speech.cost > 0 && speech.machine.outbox().len() <= limits::OUTBOX_LOW_BYTES;
-        let cost = if drained {
-            std::mem::take(&mut speech.cost)
-        } else {
-            0
-        };
+        let cost = if drained { std::mem::take(&mut speech.cost) } else { 0 };
         // A request that changes what deliveries mean is handed over by itself; see [`Owner`].
-        let last = (scratch.requests.len() > 1)
-            .then(|| scratch.requests.pop_if(|last| !is_flow(last)))
-            .flatten();
+        let last = (scratch.requests.len() > 1).then(|| scratch.requests.pop_if(|last| !is_flow(last))).flatten();
         let mut owned = self.owned();
         if cost > 0 {
             conn.starved.store(false, Ordering::Relaxed);
-            owned
-                .node
-                .handle_written(now, conn.id, cost, &mut scratch.effects);
+            owned.node.handle_written(now, conn.id, cost, &mut scratch.effects);
             owned.distribute(Some(conn.id), scratch);
         }
         owned.ask(now, conn, scratch);
@@ -340,17 +316,13 @@ impl Hub {
                         Reply::Authenticated { .. } => speech.authenticated = true,
                         _ => {}
                     }
-                    speech
-                        .machine
-                        .handle_reply(now, reply, &mut scratch.requests);
+                    speech.machine.handle_reply(now, reply, &mut scratch.requests);
                 }
                 Said::Event(event) => {
                     if let Event::Delivery(delivery) = &event {
                         speech.cost += u64::from(delivery.cost);
                     }
-                    speech
-                        .machine
-                        .handle_event(now, event, &mut scratch.requests);
+                    speech.machine.handle_event(now, event, &mut scratch.requests);
                 }
             }
         }
@@ -361,23 +333,13 @@ impl Hub {
     }
 
     /// Everything but input: hears, confirms, writes, reports room, until the connection is at rest.
-    fn converse(
-        &self,
-        conn: &Arc<Conn>,
-        speech: &mut Speech,
-        now: Now,
-        scratch: &mut Scratch,
-    ) -> Rest {
+    fn converse(&self, conn: &Arc<Conn>, speech: &mut Speech, now: Now, scratch: &mut Scratch) -> Rest {
         if speech.failed.is_some() {
             conn.inbox().clear();
             return Rest::Done;
         }
         self.lend_outbox(speech, scratch);
-        if speech
-            .machine
-            .poll_timeout()
-            .is_some_and(|at| at <= now.mono_ms)
-        {
+        if speech.machine.poll_timeout().is_some_and(|at| at <= now.mono_ms) {
             speech.machine.handle_timeout(now, &mut scratch.requests);
         }
         let mut refills = 0;
@@ -385,8 +347,7 @@ impl Hub {
             self.consult(conn, speech, now, scratch);
             self.confirm(conn, speech);
             flush(conn, speech);
-            let has_room =
-                speech.cost > 0 && speech.machine.outbox().len() <= limits::OUTBOX_LOW_BYTES;
+            let has_room = speech.cost > 0 && speech.machine.outbox().len() <= limits::OUTBOX_LOW_BYTES;
             if !has_room || speech.failed.is_some() || !conn.starved.load(Ordering::Acquire) {
                 break Rest::Done;
             }
@@ -407,9 +368,7 @@ impl Hub {
         let cost = std::mem::take(&mut speech.cost);
         let mut owned = self.owned();
         conn.starved.store(false, Ordering::Relaxed);
-        owned
-            .node
-            .handle_written(now, conn.id, cost, &mut scratch.effects);
+        owned.node.handle_written(now, conn.id, cost, &mut scratch.effects);
         owned.distribute(Some(conn.id), scratch);
         self.release(owned, scratch);
         self.resume_some();
@@ -419,11 +378,7 @@ impl Hub {
     /// more, and the journal thread looks at the list after it has moved the position.
     fn confirm(&self, conn: &Arc<Conn>, speech: &mut Speech) {
         let mut before = None;
-        while let Some(position) = speech
-            .machine
-            .awaits()
-            .filter(|position| Some(*position) > before)
-        {
+        while let Some(position) = speech.machine.awaits().filter(|position| Some(*position) > before) {
             let mut durable = self.journal.durable();
             if position > durable {
                 if !conn.waiting.swap(true, Ordering::SeqCst) {
@@ -515,14 +470,10 @@ impl Hub {
             let mut slowed = self.slowed.lock().unwrap_or_else(PoisonError::into_inner);
             let count = slowed.len().min(limits::RESUMED_AT_ONCE);
             let resumed = slowed.drain(..count).collect();
-            self.anyone_slowed
-                .store(!slowed.is_empty(), Ordering::Release);
+            self.anyone_slowed.store(!slowed.is_empty(), Ordering::Release);
             resumed
         };
-        resumed
-            .iter()
-            .filter_map(Weak::upgrade)
-            .for_each(|conn| conn.poke());
+        resumed.iter().filter_map(Weak::upgrade).for_each(|conn| conn.poke());
     }
 
     fn owned(&self) -> MutexGuard<'_, Owned> {
@@ -538,17 +489,8 @@ impl Hub {
 impl Owned {
     fn ask(&mut self, now: Now, conn: &Arc<Conn>, scratch: &mut Scratch) {
         let asked = scratch.requests.len();
-        self.node.handle(
-            now,
-            conn.id,
-            &mut scratch.requests,
-            &mut scratch.replies,
-            &mut scratch.effects,
-        );
-        debug_assert!(
-            scratch.requests.is_empty() && scratch.replies.len() == asked,
-            "one reply each"
-        );
+        self.node.handle(now, conn.id, &mut scratch.requests, &mut scratch.replies, &mut scratch.effects);
+        debug_assert!(scratch.requests.is_empty() && scratch.replies.len() == asked, "one reply each");
         let mut inbox = conn.inbox();
         if inbox.capacity() == 0 {
             *inbox = scratch.inbox_spare().unwrap_or_default();
@@ -596,10 +538,7 @@ impl Owned {
     }
 
     fn conn(&self, id: ConnectionId) -> Option<&Arc<Conn>> {
-        self.conns
-            .get(id.slot as usize)?
-            .as_ref()
-            .filter(|conn| conn.id == id)
+        self.conns.get(id.slot as usize)?.as_ref().filter(|conn| conn.id == id)
     }
 }
 
@@ -611,13 +550,7 @@ fn touch(conn: Arc<Conn>, scratch: &mut Scratch) {
 
 /// Publishes and settles flow; everything else changes what links and pools mean. What carries a ticket stays with its list.
 fn is_flow(request: &Request) -> bool {
-    matches!(
-        request,
-        Request::Publish { .. }
-            | Request::Settle { .. }
-            | Request::Commit { .. }
-            | Request::Rollback { .. }
-    )
+    matches!(request, Request::Publish { .. } | Request::Settle { .. } | Request::Commit { .. } | Request::Rollback { .. })
 }
 
 /// Whether a turn left work to the connection's own task.

@@ -14,47 +14,31 @@ pub type Stop = Arc<AtomicBool>;
 
 pub fn spawn_writer(hub: &Arc<Hub>, stop: Stop) -> std::io::Result<JoinHandle<()>> {
     let hub = hub.clone();
-    std::thread::Builder::new()
-        .name("journal".into())
-        .spawn(move || {
-            let mut due = Vec::new();
-            while !stop.load(Ordering::Acquire) {
-                if hub
-                    .journal
-                    .wait_for_group(Duration::from_millis(limits::JOURNAL_WAIT_MS))
-                {
-                    match hub.journal.write_group() {
-                        Ok(durable) => hub.handle_durable(durable, &mut due),
-                        Err(error) => die(&error),
-                    }
+    std::thread::Builder::new().name("journal".into()).spawn(move || {
+        let mut due = Vec::new();
+        while !stop.load(Ordering::Acquire) {
+            if hub.journal.wait_for_group(Duration::from_millis(limits::JOURNAL_WAIT_MS)) {
+                match hub.journal.write_group() {
+                    Ok(durable) => hub.handle_durable(durable, &mut due),
+                    Err(error) => die(&error),
                 }
             }
-        })
+        }
+    })
 }
 
 pub fn spawn_checkpointer(hub: &Arc<Hub>, stop: Stop) -> std::io::Result<JoinHandle<()>> {
     let hub = hub.clone();
-    std::thread::Builder::new()
-        .name("checkpoint".into())
-        .spawn(move || {
-            let mut pressed = false;
-            while !stop.load(Ordering::Acquire) {
-                if hub
-                    .journal
-                    .wait_for_checkpoint(Duration::from_millis(limits::CHECKPOINT_WAIT_MS))
-                    && let Err(error) = hub.journal.checkpoint()
-                {
-                    die(&error);
-                }
-                let now_pressed = hub.journal.is_pressed();
-                if std::mem::replace(&mut pressed, now_pressed) != now_pressed {
-                    tracing::warn!(on = now_pressed, "journal alarm");
-                    hub.with_node(|node, _, effects| {
-                        node.set_alarm(Alarm::Journal, now_pressed, effects)
-                    });
-                }
+    std::thread::Builder::new().name("checkpoint".into()).spawn(move || {
+        while !stop.load(Ordering::Acquire) {
+            if hub.journal.wait_for_checkpoint(Duration::from_millis(limits::CHECKPOINT_WAIT_MS))
+                && let Err(error) = hub.journal.checkpoint()
+            {
+                die(&error);
             }
-        })
+            hub.set_alarm(Alarm::Journal, hub.journal.is_pressed());
+        }
+    })
 }
 
 /// A failed sync is final: what was written may be gone although the next sync succeeds. Nobody is confirmed.

@@ -51,8 +51,5 @@ pub const CONTROL_LINE_BYTES_MAX: u64 = 64 << 20;
 /// Strings made by clients are cut at this length in the log.
 pub const LOGGED_CHARS_MAX: usize = 256;
 
-const _: () = assert!(
-    OUTBOX_LOW_BYTES < OUTBOX_STOPS_INPUT_BYTES,
-    "a drained outbox never stops input"
-);
+const _: () = assert!(OUTBOX_LOW_BYTES < OUTBOX_STOPS_INPUT_BYTES, "a drained outbox never stops input");
 const _: () = assert!(KEPT_BYTES_MAX > 2 * READ_BYTES);

@@ -33,12 +33,7 @@ pub trait Owner: Send {
     fn set_alarm(&mut self, alarm: Alarm, on: bool, effects: &mut Effects);
     /// Named numbers for `/metrics` and `braid status`.
     fn figures(&self) -> Figures;
-    fn administer(
-        &mut self,
-        now: Now,
-        change: Change,
-        effects: &mut Effects,
-    ) -> Result<serde_json::Value, Error>;
+    fn administer(&mut self, now: Now, change: Change, effects: &mut Effects) -> Result<Answer, Error>;
 }
 
 /// Why publishers are to stop.
@@ -61,18 +56,54 @@ impl Alarm {
     }
 }
 
-/// One number of the node or the store.
-#[derive(Clone, Debug, PartialEq)]
+/// One number of the node, the store or the server.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Figure {
-    /// As Prometheus names it, without the leading `braid_`; names that end in `_total` only rise.
+    /// As Prometheus names it, without the leading `braid_`.
     pub name: &'static str,
+    #[serde(skip)]
     pub help: &'static str,
+    #[serde(skip)]
+    pub kind: Kind,
     /// `protocol="amqp"`, or empty.
     pub labels: String,
     pub value: f64,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// Only rises; the name ends in `_total`.
+    Counter,
+    Gauge,
+    /// `name_bucket`, `name_sum` and `name_count` of one family, in this order.
+    Histogram,
+}
+
 pub type Figures = Vec<Figure>;
+
+impl Figure {
+    pub fn counter(name: &'static str, help: &'static str, value: u64) -> Figure {
+        Figure { name, help, kind: Kind::Counter, labels: String::new(), value: value as f64 }
+    }
+
+    pub fn gauge(name: &'static str, help: &'static str, value: u64) -> Figure {
+        Figure { name, help, kind: Kind::Gauge, labels: String::new(), value: value as f64 }
+    }
+
+    pub fn with(mut self, label: &str, value: impl std::fmt::Display) -> Figure {
+        let comma = if self.labels.is_empty() { "" } else { "," };
+        self.labels.push_str(&format!("{comma}{label}=\"{value}\""));
+        self
+    }
+}
+
+/// What an operator's change answered, and when it is safe.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Answer {
+    pub value: serde_json::Value,
+    /// `None`: now.
+    pub safe_at: Option<Position>,
+}
 
 /// What an operator asks over the control socket, or at start.
 #[derive(Clone, PartialEq, Debug, serde::Serialize, serde::Deserialize)]

@@ -24,11 +24,7 @@ impl ReadQueue {
     pub fn push(&self, reads: &mut Vec<Read>) {
         let count = reads.len();
         self.waiting().reads.extend(reads.drain(..));
-        if count == 1 {
-            self.pushed.notify_one()
-        } else {
-            self.pushed.notify_all()
-        }
+        if count == 1 { self.pushed.notify_one() } else { self.pushed.notify_all() }
     }
 
     /// Lets the reader threads end; what waits is not read any more.
@@ -41,15 +37,9 @@ impl ReadQueue {
         let waiting = self.waiting();
         let mut waiting = self
             .pushed
-            .wait_while(waiting, |waiting| {
-                waiting.reads.is_empty() && !waiting.closed
-            })
+            .wait_while(waiting, |waiting| waiting.reads.is_empty() && !waiting.closed)
             .unwrap_or_else(PoisonError::into_inner);
-        if waiting.closed {
-            None
-        } else {
-            waiting.reads.pop_front()
-        }
+        if waiting.closed { None } else { waiting.reads.pop_front() }
     }
 
     fn waiting(&self) -> MutexGuard<'_, Waiting> {

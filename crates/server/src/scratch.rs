@@ -25,9 +25,7 @@ impl Scratch {
 
     pub fn keep_outbox(&mut self, buffer: Vec<u8>) {
         debug_assert!(buffer.is_empty());
-        if self.outbox_spares.len() < limits::SPARES_PER_THREAD
-            && buffer.capacity() <= limits::SPARE_BYTES_MAX
-        {
+        if self.outbox_spares.len() < limits::SPARES_PER_THREAD && buffer.capacity() <= limits::SPARE_BYTES_MAX {
             self.outbox_spares.push(buffer);
         }
     }

@@ -23,10 +23,7 @@ impl Session {
     pub fn read(&mut self, mut input: &[u8], plain: &mut Vec<u8>) -> io::Result<()> {
         while !input.is_empty() {
             self.tls.read_tls(&mut input)?;
-            let state = self
-                .tls
-                .process_new_packets()
-                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+            let state = self.tls.process_new_packets().map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
             let length = plain.len();
             plain.resize(length + state.plaintext_bytes_to_read(), 0);
             self.tls.reader().read_exact(&mut plain[length..])?;

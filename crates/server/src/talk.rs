@@ -41,22 +41,9 @@ pub enum End {
 
 impl Talk {
     /// `said` is what came behind a TLS handshake.
-    pub fn new(
-        hub: Arc<Hub>,
-        conn: Arc<Conn>,
-        socket: OwnedReadHalf,
-        is_tls: bool,
-        said: Vec<u8>,
-    ) -> Talk {
+    pub fn new(hub: Arc<Hub>, conn: Arc<Conn>, socket: OwnedReadHalf, is_tls: bool, said: Vec<u8>) -> Talk {
         let unheard = !said.is_empty();
-        Talk {
-            hub,
-            conn,
-            socket,
-            is_tls,
-            kept: said,
-            unheard,
-        }
+        Talk { hub, conn, socket, is_tls, kept: said, unheard }
     }
 
     /// Runs until the connection is over; `authenticated` is called once, when it is.
@@ -98,10 +85,7 @@ impl Talk {
                 reads = 0;
                 tokio::task::yield_now().await;
             }
-            match poll_fn(|cx| self.poll_step(cx, wants))
-                .await
-                .unwrap_or_else(|error| Step::Ended(Some(error)))
-            {
+            match poll_fn(|cx| self.poll_step(cx, wants)).await.unwrap_or_else(|error| Step::Ended(Some(error))) {
                 Step::Heard(next) => (reads, wants) = (reads + 1, next),
                 Step::Look => wants = self.look(),
                 Step::Ended(None) => return End::PeerClosed,
@@ -162,9 +146,7 @@ impl Talk {
     fn poll_large_input(&mut self, cx: &mut Context) -> Poll<io::Result<Step>> {
         let kept = self.kept.len();
         if kept > limits::KEPT_BYTES_MAX {
-            return Poll::Ready(Err(io::Error::other(
-                "the protocol left too much input unread",
-            )));
+            return Poll::Ready(Err(io::Error::other("the protocol left too much input unread")));
         }
         if self.is_tls {
             return with_input(|buffer| {
@@ -173,8 +155,7 @@ impl Talk {
                 if read.filled().is_empty() {
                     return Poll::Ready(Ok(Step::Ended(None)));
                 }
-                self.hub
-                    .decipher(&self.conn, read.filled(), &mut self.kept)?;
+                self.hub.decipher(&self.conn, read.filled(), &mut self.kept)?;
                 Poll::Ready(Ok(Step::Heard(self.hear_kept())))
             });
         }
@@ -207,13 +188,7 @@ impl Talk {
 
     async fn pause(&self) -> Wants {
         self.hub.pause(&self.conn);
-        let poked = poll_fn(|cx| {
-            if self.conn.take_poke(cx.waker()) {
-                Poll::Ready(())
-            } else {
-                Poll::Pending
-            }
-        });
+        let poked = poll_fn(|cx| if self.conn.take_poke(cx.waker()) { Poll::Ready(()) } else { Poll::Pending });
         let _ = timeout(Duration::from_millis(limits::SLOW_DOWN_MS), poked).await;
         self.look()
     }
@@ -231,11 +206,7 @@ impl Talk {
                 if self.conn.take_poke(cx.waker()) {
                     return Poll::Ready(Ok(()));
                 }
-                if wants.write {
-                    self.conn.socket.as_ref().poll_write_ready(cx)
-                } else {
-                    Poll::Pending
-                }
+                if wants.write { self.conn.socket.as_ref().poll_write_ready(cx) } else { Poll::Pending }
             });
             match timeout_at(deadline, moved).await {
                 Ok(Ok(())) => {}
@@ -246,10 +217,7 @@ impl Talk {
             tls.close(&self.conn.socket);
         }
         let stream: &tokio::net::TcpStream = self.conn.socket.as_ref();
-        if socket2::SockRef::from(stream)
-            .shutdown(std::net::Shutdown::Write)
-            .is_err()
-        {
+        if socket2::SockRef::from(stream).shutdown(std::net::Shutdown::Write).is_err() {
             return;
         }
         let silence = async {

@@ -40,8 +40,7 @@ impl Timer {
 
     /// The connection is gone; nothing of it shall wait for its deadline.
     pub(crate) fn disarm(&self, conn: &Conn) {
-        self.armed()
-            .remove(&(conn.armed.load(Ordering::SeqCst), conn.id));
+        self.armed().remove(&(conn.armed.load(Ordering::SeqCst), conn.id));
     }
 
     /// Called after every use of the node, while it is held.
@@ -75,10 +74,7 @@ impl Timer {
     }
 
     fn next(&self) -> u64 {
-        let first = self
-            .armed()
-            .first_key_value()
-            .map_or(u64::MAX, |((at, _), _)| *at);
+        let first = self.armed().first_key_value().map_or(u64::MAX, |((at, _), _)| *at);
         first.min(self.node_at.load(Ordering::SeqCst))
     }
 

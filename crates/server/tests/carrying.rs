@@ -19,42 +19,25 @@ fn publish(kind: u8, queue: &str, producer: u32, number: u32, padding: usize) ->
 }
 
 fn parse(body: &[u8]) -> (u32, u32) {
-    (
-        u32::from_be_bytes(body[..4].try_into().unwrap()),
-        u32::from_be_bytes(body[4..8].try_into().unwrap()),
-    )
+    (u32::from_be_bytes(body[..4].try_into().unwrap()), u32::from_be_bytes(body[4..8].try_into().unwrap()))
 }
 
 /// Drains `total` deliveries and checks each producer's order; false if the stream ended or fell silent.
 fn drain(client: &mut Client1, total: u32, producers: usize, mut between: impl FnMut(u32)) {
-    client
-        .stream
-        .set_read_timeout(Some(Duration::from_secs(10)))
-        .unwrap();
+    client.stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     let mut next = vec![0; producers];
     let mut reader = BufReader::with_capacity(64 << 10, client.stream.try_clone().unwrap());
     for n in 0..total {
-        let (kind, body) = hear(&mut reader)
-            .unwrap_or_else(|| panic!("silence after {n} of {total}: a wake-up was lost"));
+        let (kind, body) = hear(&mut reader).unwrap_or_else(|| panic!("silence after {n} of {total}: a wake-up was lost"));
         assert_eq!(kind, b'D');
         let (producer, number) = parse(&body);
-        assert_eq!(
-            number, next[producer as usize],
-            "producer {producer} out of order"
-        );
+        assert_eq!(number, next[producer as usize], "producer {producer} out of order");
         next[producer as usize] += 1;
         between(n);
     }
 }
 
-fn produce(
-    rig: &Rig,
-    queue: &str,
-    producers: u32,
-    each: u32,
-    padding: usize,
-    burst: u32,
-) -> Vec<std::thread::JoinHandle<()>> {
+fn produce(rig: &Rig, queue: &str, producers: u32, each: u32, padding: usize, burst: u32) -> Vec<std::thread::JoinHandle<()>> {
     (0..producers)
         .map(|producer| {
             let (mut client, queue) = (rig.client(), queue.to_owned());
@@ -89,9 +72,7 @@ fn deliveries_of_many_tasks_reach_one_consumer_in_order() {
 fn a_slow_reader_with_a_tiny_socket_buffer_gets_everything() {
     let rig = Rig::start(Some(4096), |_| {});
     let mut consumer = rig.client();
-    socket2::SockRef::from(&consumer.stream)
-        .set_recv_buffer_size(48 << 10)
-        .unwrap();
+    socket2::SockRef::from(&consumer.stream).set_recv_buffer_size(48 << 10).unwrap();
     consumer.consume("q");
     let producers = produce(&rig, "q", 4, 5_000, 200, 3);
     drain(&mut consumer, 20_000, 4, |n| {
@@ -115,19 +96,12 @@ fn single_messages_back_and_forth_never_stall() {
             std::thread::spawn(move || {
                 for client in [&a, &b] {
                     client.stream.set_nodelay(true).unwrap();
-                    client
-                        .stream
-                        .set_read_timeout(Some(Duration::from_secs(10)))
-                        .unwrap();
+                    client.stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
                 }
                 for number in 0..10_000 {
-                    a.stream
-                        .write_all(&publish(b'T', &to_b, pair, number, 0))
-                        .unwrap();
+                    a.stream.write_all(&publish(b'T', &to_b, pair, number, 0)).unwrap();
                     assert_eq!(parse(&b.hear().expect("stalled").1).1, number);
-                    b.stream
-                        .write_all(&publish(b'T', &to_a, pair, number, 0))
-                        .unwrap();
+                    b.stream.write_all(&publish(b'T', &to_a, pair, number, 0)).unwrap();
                     assert_eq!(parse(&a.hear().expect("stalled").1).1, number);
                 }
             })
@@ -146,20 +120,14 @@ fn one_connection_that_consumes_what_it_and_others_publish_hears_everything() {
     let mut writer = both.stream.try_clone().unwrap();
     let own = std::thread::spawn(move || {
         for number in 0..10_000 {
-            writer
-                .write_all(&publish(b'P', "q", 3, number, 50))
-                .unwrap();
+            writer.write_all(&publish(b'P', "q", 3, number, 50)).unwrap();
         }
     });
-    both.stream
-        .set_read_timeout(Some(Duration::from_secs(10)))
-        .unwrap();
+    both.stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     let mut reader = BufReader::new(both.stream.try_clone().unwrap());
     let (mut delivered, mut confirmed, mut next) = (0, 0, [0; 4]);
     while delivered < 40_000 || confirmed < 10_000 {
-        match hear(&mut reader)
-            .unwrap_or_else(|| panic!("silence after {delivered} deliveries, {confirmed} confirms"))
-        {
+        match hear(&mut reader).unwrap_or_else(|| panic!("silence after {delivered} deliveries, {confirmed} confirms")) {
             (b'D', body) => {
                 let (producer, number) = parse(&body);
                 assert_eq!(number, next[producer as usize]);
@@ -195,21 +163,12 @@ fn confirms_one_by_one(clients: u32, sync_time: Duration) {
             std::thread::spawn(move || {
                 use server::owner::Journal;
                 client.stream.set_nodelay(true).unwrap();
-                client
-                    .stream
-                    .set_read_timeout(Some(Duration::from_secs(10)))
-                    .unwrap();
+                client.stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
                 let mut durable = journal.durable();
                 for number in 0..16_000 / clients {
-                    client
-                        .stream
-                        .write_all(&publish(b'P', "sink", producer, number, 0))
-                        .unwrap();
+                    client.stream.write_all(&publish(b'P', "sink", producer, number, 0)).unwrap();
                     let (kind, count) = client.hear().expect("a confirm was lost");
-                    assert_eq!(
-                        (kind, u64::from_be_bytes(count.try_into().unwrap())),
-                        (b'K', 1)
-                    );
+                    assert_eq!((kind, u64::from_be_bytes(count.try_into().unwrap())), (b'K', 1));
                     // Each confirm of one client needs a sync of its own: it published after the last one.
                     let now = journal.durable();
                     assert!(now > durable);
@@ -225,16 +184,11 @@ fn confirms_one_by_one(clients: u32, sync_time: Duration) {
 fn a_window_of_confirms_is_fully_answered() {
     let rig = Rig::start(None, |_| {});
     let mut client = rig.client();
-    client
-        .stream
-        .set_read_timeout(Some(Duration::from_secs(10)))
-        .unwrap();
+    client.stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     let mut writer = client.stream.try_clone().unwrap();
     let producer = std::thread::spawn(move || {
         for number in 0..100_000 {
-            writer
-                .write_all(&publish(b'P', "sink", 0, number, 10))
-                .unwrap();
+            writer.write_all(&publish(b'P', "sink", 0, number, 10)).unwrap();
         }
     });
     let mut confirmed = 0;
@@ -279,18 +233,12 @@ fn a_panic_ends_one_connection_and_no_other() {
     let mut victim = rig.client();
     victim.say(b'T', b"panic\0x");
     assert_eq!(victim.hear(), None);
-    witness
-        .stream
-        .write_all(&publish(b'T', "q", 0, 0, 0))
-        .unwrap();
+    witness.stream.write_all(&publish(b'T', "q", 0, 0, 0)).unwrap();
     assert_eq!(witness.hear().unwrap().0, b'D');
     assert_eq!(rig.hub.counts.panics.load(Ordering::Relaxed), 2);
     let deadline = Instant::now() + Duration::from_secs(5);
     while rig.hub.connections() != 1 {
-        assert!(
-            Instant::now() < deadline,
-            "the panicked connections were not taken away"
-        );
+        assert!(Instant::now() < deadline, "the panicked connections were not taken away");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -315,19 +263,13 @@ fn a_frame_larger_than_the_shared_buffer_is_put_together() {
 fn deadlines_are_kept() {
     let rig = Rig::start(None, |_| {});
     let mut client = rig.client();
-    client
-        .stream
-        .set_read_timeout(Some(Duration::from_secs(5)))
-        .unwrap();
+    client.stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     for _ in 0..5 {
         let start = Instant::now();
         client.say(b'?', b"");
         assert_eq!(client.hear().unwrap().0, b'p');
         let took = start.elapsed();
-        assert!(
-            took >= Duration::from_millis(49) && took < Duration::from_secs(1),
-            "{took:?}"
-        );
+        assert!(took >= Duration::from_millis(49) && took < Duration::from_secs(1), "{took:?}");
     }
 }
 
@@ -353,9 +295,7 @@ fn connections_that_come_and_go_leave_nothing_behind() {
         let (stop, done, address) = (stop.clone(), done.clone(), rig.address);
         std::thread::spawn(move || {
             while !stop.load(Ordering::Relaxed) {
-                let mut client = Client1 {
-                    stream: std::net::TcpStream::connect(address).unwrap(),
-                };
+                let mut client = Client1 { stream: std::net::TcpStream::connect(address).unwrap() };
                 client.say(b'C', b"q");
                 let _ = client.hear();
                 let _ = client.hear();
@@ -374,17 +314,11 @@ fn connections_that_come_and_go_leave_nothing_behind() {
         }
     });
     for _ in 0..4 {
-        all_done
-            .recv_timeout(Duration::from_secs(20))
-            .expect("a client hangs");
+        all_done.recv_timeout(Duration::from_secs(20)).expect("a client hangs");
     }
     let deadline = Instant::now() + Duration::from_secs(5);
     while rig.hub.connections() != 1 {
-        assert!(
-            Instant::now() < deadline,
-            "{} connections are left",
-            rig.hub.connections()
-        );
+        assert!(Instant::now() < deadline, "{} connections are left", rig.hub.connections());
         std::thread::sleep(Duration::from_millis(5));
     }
     drop(feeding);

@@ -56,12 +56,7 @@ impl Journal for FakeJournal {
     fn wait_for_group(&self, at_most: Duration) -> bool {
         let state = self.state.lock().unwrap();
         let durable = self.durable.load(Ordering::SeqCst);
-        !self
-            .queued
-            .wait_timeout_while(state, at_most, |s| s.queued == durable)
-            .unwrap()
-            .1
-            .timed_out()
+        !self.queued.wait_timeout_while(state, at_most, |s| s.queued == durable).unwrap().1.timed_out()
     }
     fn write_group(&self) -> Result<Position, String> {
         let queued = self.state.lock().unwrap().queued;
@@ -78,24 +73,13 @@ impl Journal for FakeJournal {
     }
     fn read(&self, read: Read) -> Result<Vec<(Offset, Arc<Batch>)>, String> {
         let batches = self.batches.lock().unwrap();
-        Ok(batches
-            .iter()
-            .enumerate()
-            .skip(read.from as usize)
-            .take(10)
-            .map(|(i, b)| (i as u64, b.clone()))
-            .collect())
+        Ok(batches.iter().enumerate().skip(read.from as usize).take(10).map(|(i, b)| (i as u64, b.clone())).collect())
     }
     fn is_pressed(&self) -> bool {
         false
     }
     fn figures(&self) -> Figures {
-        vec![Figure {
-            name: "groups_total",
-            help: "Groups.",
-            labels: String::new(),
-            value: 1.0,
-        }]
+        vec![Figure::counter("groups_total", "Groups.", 1)]
     }
     fn close(&self) -> Result<(), String> {
         self.closed.store(true, Ordering::SeqCst);
@@ -180,20 +164,10 @@ impl FakeNode {
     }
 
     fn read_on(&mut self, effects: &mut Effects) {
-        let has_consumer = self
-            .queues
-            .get("cold")
-            .is_some_and(|q| !q.consumers.is_empty());
-        if has_consumer
-            && !self.cold_reading
-            && self.cold_next < self.journal.batches.lock().unwrap().len() as u64
-        {
+        let has_consumer = self.queues.get("cold").is_some_and(|q| !q.consumers.is_empty());
+        if has_consumer && !self.cold_reading && self.cold_next < self.journal.batches.lock().unwrap().len() as u64 {
             self.cold_reading = true;
-            effects.reads.push(Read {
-                log: LogId(1),
-                from: self.cold_next,
-                bytes_max: 1 << 20,
-            });
+            effects.reads.push(Read { log: LogId(1), from: self.cold_next, bytes_max: 1 << 20 });
         }
     }
 
@@ -204,41 +178,25 @@ impl FakeNode {
             self.journal.batches.lock().unwrap().push(publish.batch);
             self.read_on(effects);
         } else {
-            self.queues
-                .entry(name.clone())
-                .or_default()
-                .ready
-                .push_back(publish.batch);
+            self.queues.entry(name.clone()).or_default().ready.push_back(publish.batch);
             self.pump(&name, effects);
         }
         let safe_at = publish.confirm.then(|| self.journal.commit());
-        let slow_down = self
-            .queues
-            .get(&name)
-            .is_some_and(|q| q.ready.len() > self.slow_down_at);
-        Published {
-            safe_at,
-            slow_down,
-            ..Published::default()
-        }
+        let slow_down = self.queues.get(&name).is_some_and(|q| q.ready.len() > self.slow_down_at);
+        Published { safe_at, slow_down, ..Published::default() }
     }
 }
 
 impl Owner for FakeNode {
     fn connect(&mut self, _: Now, _: Client) -> Result<ConnectionId, Error> {
-        let id = ConnectionId {
-            slot: self.next_slot,
-            generation: 1,
-        };
+        let id = ConnectionId { slot: self.next_slot, generation: 1 };
         self.next_slot += 1;
         self.rooms.insert(id, (0, false));
         Ok(id)
     }
     fn disconnect(&mut self, _: Now, id: ConnectionId, _: &mut Effects) {
         self.rooms.remove(&id);
-        self.queues
-            .values_mut()
-            .for_each(|q| q.consumers.retain(|c| c.0 != id));
+        self.queues.values_mut().for_each(|q| q.consumers.retain(|c| c.0 != id));
     }
     fn handle(
         &mut self,
@@ -250,15 +208,9 @@ impl Owner for FakeNode {
     ) {
         for request in requests.drain(..) {
             replies.push(match request {
-                Request::Publish { publish, .. } => {
-                    Reply::Published(self.publish(publish, effects))
-                }
+                Request::Publish { publish, .. } => Reply::Published(self.publish(publish, effects)),
                 Request::Consume(consume) => {
-                    self.queues
-                        .entry(consume.queue.clone())
-                        .or_default()
-                        .consumers
-                        .push((id, consume.link));
+                    self.queues.entry(consume.queue.clone()).or_default().consumers.push((id, consume.link));
                     self.pump(&consume.queue, effects);
                     self.read_on(effects);
                     Reply::Done { safe_at: None }
@@ -275,12 +227,8 @@ impl Owner for FakeNode {
         };
         room.0 = room.0.checked_sub(cost).expect("never more than was given");
         room.1 = false;
-        let names: Vec<_> = self
-            .queues
-            .iter()
-            .filter(|(_, q)| q.consumers.iter().any(|c| c.0 == id))
-            .map(|(n, _)| n.clone())
-            .collect();
+        let names: Vec<_> =
+            self.queues.iter().filter(|(_, q)| q.consumers.iter().any(|c| c.0 == id)).map(|(n, _)| n.clone()).collect();
         names.iter().for_each(|name| self.pump(name, effects));
     }
     fn handle_read(&mut self, _: Now, done: ReadDone, effects: &mut Effects) {
@@ -303,26 +251,15 @@ impl Owner for FakeNode {
         self.alarms.push((alarm, on));
     }
     fn figures(&self) -> Figures {
-        vec![Figure {
-            name: "messages_in_total",
-            help: "Messages.",
-            labels: "protocol=\"line\"".into(),
-            value: 7.0,
-        }]
+        vec![Figure::counter("messages_in_total", "Messages.", 7).with("protocol", "line")]
     }
-    fn administer(
-        &mut self,
-        _: Now,
-        change: Change,
-        _: &mut Effects,
-    ) -> Result<serde_json::Value, Error> {
-        match change {
-            Change::ListUsers => {
-                Ok(serde_json::json!([{"name": "guest", "tags": ["administrator"]}]))
-            }
-            Change::DeleteUser { user } => Err(Error::not_found(format!("no user '{user}'"))),
-            other => Ok(serde_json::to_value(other).unwrap()),
-        }
+    fn administer(&mut self, _: Now, change: Change, _: &mut Effects) -> Result<Answer, Error> {
+        let value = match change {
+            Change::ListUsers => serde_json::json!([{"name": "guest", "tags": ["administrator"]}]),
+            Change::DeleteUser { user } => return Err(Error::not_found(format!("no user '{user}'"))),
+            other => serde_json::to_value(other).unwrap(),
+        };
+        Ok(Answer { value, safe_at: Some(self.journal.commit()) })
     }
 }
 
@@ -357,25 +294,16 @@ impl Line {
         out.extend_from_slice(payload);
     }
 
-    fn flush_run(
-        &mut self,
-        run: &mut Option<(Vec<u8>, bool, BatchBuilder)>,
-        requests: &mut Vec<Request>,
-    ) {
+    fn flush_run(&mut self, run: &mut Option<(Vec<u8>, bool, BatchBuilder)>, requests: &mut Vec<Request>) {
         let Some((queue, confirm, builder)) = run.take() else {
             return;
         };
-        self.asked
-            .push_back(if confirm { builder.len() as u64 } else { 0 });
+        self.asked.push_back(if confirm { builder.len() as u64 } else { 0 });
         let key = String::from_utf8(queue).unwrap();
         requests.push(Request::Publish {
             ticket: 1,
             publish: Publish {
-                route: Arc::new(Route {
-                    exchange: "".into(),
-                    routing_key: key.into(),
-                    more_keys: Vec::new(),
-                }),
+                route: Arc::new(Route { exchange: "".into(), routing_key: key.into(), more_keys: Vec::new() }),
                 batch: Arc::new(builder.finish()),
                 persistent: confirm,
                 priority: None,
@@ -403,14 +331,10 @@ impl Connection for Line {
                 b'P' | b'T' => {
                     let nul = payload.iter().position(|b| *b == 0).unwrap();
                     let (queue, body) = (&payload[..nul], &payload[nul + 1..]);
-                    if run.as_ref().is_some_and(|(q, c, b)| {
-                        q != queue || *c != (kind == b'P') || b.size() > 32 << 10
-                    }) {
+                    if run.as_ref().is_some_and(|(q, c, b)| q != queue || *c != (kind == b'P') || b.size() > 32 << 10) {
                         self.flush_run(&mut run, requests);
                     }
-                    let (_, _, builder) = run.get_or_insert_with(|| {
-                        (queue.to_vec(), kind == b'P', BatchBuilder::marked(0))
-                    });
+                    let (_, _, builder) = run.get_or_insert_with(|| (queue.to_vec(), kind == b'P', BatchBuilder::marked(0)));
                     builder.push_marked(0, &[body], &[]);
                 }
                 b'C' => {
@@ -428,10 +352,7 @@ impl Connection for Line {
                     })));
                     return at;
                 }
-                b'A' => requests.push(Request::Authenticate {
-                    user: "guest".into(),
-                    password: Box::new([]),
-                }),
+                b'A' => requests.push(Request::Authenticate { user: "guest".into(), password: Box::new([]) }),
                 b'?' => self.ping_at = Some(now.mono_ms + 50),
                 b'X' => {
                     self.say(b'X', b"asked");
@@ -478,10 +399,7 @@ impl Connection for Line {
 
     fn handle_durable(&mut self, durable: Position) {
         let mut count = 0;
-        while let Some((_, messages)) = self
-            .unconfirmed
-            .pop_front_if(|(position, _)| *position <= durable)
-        {
+        while let Some((_, messages)) = self.unconfirmed.pop_front_if(|(position, _)| *position <= durable) {
             count += messages;
         }
         if count > 0 {
@@ -526,11 +444,7 @@ pub struct Rig {
 impl Rig {
     /// `send_buffer`: what the kernel takes for each connection before EAGAIN.
     pub fn start(send_buffer: Option<u32>, adapt: impl FnOnce(&mut FakeNode)) -> Rig {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(4)
-            .enable_all()
-            .build()
-            .unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build().unwrap();
         let fake = Arc::new(FakeJournal::default());
         *fake.sync_time.lock().unwrap() = Duration::from_micros(200);
         let mut node = FakeNode::new(fake.clone());
@@ -554,28 +468,17 @@ impl Rig {
                 let (stream, peer) = listener.accept().await.unwrap();
                 stream.set_nodelay(true).unwrap();
                 let (read, write) = stream.into_split();
-                let client = Client {
-                    address: peer.to_string(),
-                    is_loopback: true,
-                    protocol: "line",
-                };
+                let client = Client { address: peer.to_string(), is_loopback: true, protocol: "line" };
                 let speech = Speech::new(Box::new(Line::new()), None);
                 let conn = serving.connect(client, write, speech).unwrap();
                 tokio::spawn(Talk::new(serving.clone(), conn, read, false, Vec::new()).run(|| {}));
             }
         });
-        Rig {
-            hub,
-            journal: fake,
-            address,
-            runtime,
-        }
+        Rig { hub, journal: fake, address, runtime }
     }
 
     pub fn client(&self) -> Client1 {
-        Client1 {
-            stream: std::net::TcpStream::connect(self.address).unwrap(),
-        }
+        Client1 { stream: std::net::TcpStream::connect(self.address).unwrap() }
     }
 }
 
