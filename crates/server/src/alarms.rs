@@ -1,7 +1,7 @@
 //! Watches memory and disk once a second; publishers stop while either is short. Page cache never counts: it gives way.
 
 use crate::hub::Hub;
-use crate::owner::Alarm;
+use broker::Alarm;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;

@@ -15,11 +15,11 @@
 use crate::clock::Clock;
 use crate::conn::{Conn, Failure, Said, Speech};
 use crate::limits;
-use crate::owner::{Alarm, Journal, Owner};
+use crate::owner::{ALARMS, Journal, Owner, alarm_name};
 use crate::reader::ReadQueue;
 use crate::scratch::{Scratch, with_scratch};
 use crate::timer::Timer;
-use broker::{Client, ConnectionId, Error, Event, Position, Reply, Request};
+use broker::{Alarm, Client, ConnectionId, Error, Event, Position, Reply, Request};
 use protocol::Now;
 use std::collections::VecDeque;
 use std::io;
@@ -39,8 +39,8 @@ pub struct Hub {
     slowed: Mutex<VecDeque<Weak<Conn>>>,
     anyone_slowed: AtomicBool,
     pub counts: Counts,
-    /// Which alarms are on, by [`Alarm`].
-    alarms: [AtomicBool; Alarm::ALL.len()],
+    /// Which alarms are on, by `Alarm as usize`.
+    alarms: [AtomicBool; ALARMS.len()],
     /// Nobody new is let in.
     stopping: AtomicBool,
 }
@@ -144,7 +144,7 @@ impl Hub {
 
     pub fn set_alarm(&self, alarm: Alarm, on: bool) {
         if self.alarms[alarm as usize].swap(on, Ordering::SeqCst) != on {
-            tracing::warn!(alarm = alarm.name(), on, "alarm");
+            tracing::warn!(alarm = alarm_name(alarm), on, "alarm");
             self.with_node(|node, _, effects| node.set_alarm(alarm, on, effects));
         }
     }

@@ -3,7 +3,7 @@
 
 use crate::hub::Hub;
 use crate::limits;
-use crate::owner::Alarm;
+use broker::Alarm;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -22,6 +22,8 @@ pub fn spawn_writer(hub: &Arc<Hub>, stop: Stop) -> std::io::Result<JoinHandle<()
                     Ok(durable) => hub.handle_durable(durable, &mut due),
                     Err(error) => die(&error),
                 }
+                // Only a group fills the journal, so this is soon enough; the checkpointer says when there is room again.
+                hub.set_alarm(Alarm::Journal, hub.journal.is_pressed());
             }
         }
     })

@@ -18,6 +18,7 @@ pub mod metrics;
 pub mod owner;
 pub mod protocols;
 pub mod reader;
+pub mod real;
 pub mod run;
 pub mod scratch;
 pub mod session;

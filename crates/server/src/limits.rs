@@ -29,6 +29,9 @@ pub const READER_THREADS: usize = 2;
 pub const JOURNAL_WAIT_MS: u64 = 100;
 pub const CHECKPOINT_WAIT_MS: u64 = 250;
 
+/// The store's own watermark lies below the one that operators set: it keeps room for the checkpoint that makes room.
+pub const STORE_DISK_FREE_BYTES: u64 = 128 << 20;
+
 pub const CONNECTIONS_MAX: usize = 10_000;
 pub const CONNECTIONS_PER_ADDRESS_MAX: usize = 500;
 /// Connections that have not authenticated yet, all together: their memory is bounded by this times one small frame.

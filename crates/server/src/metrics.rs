@@ -2,7 +2,7 @@
 
 use crate::hub::Hub;
 use crate::listener::Gate;
-use crate::owner::{Alarm, Figure, Figures, Kind};
+use crate::owner::{ALARMS, Figure, Figures, Kind, alarm_name};
 use std::fmt::Write;
 use std::sync::atomic::Ordering;
 
@@ -22,10 +22,10 @@ pub fn collect(hub: &Hub, gate: &Gate) -> Figures {
         ),
         Figure::counter("panics_total", "Bugs that ended a connection.", counts.panics.load(Ordering::Relaxed)),
     ]);
-    for alarm in Alarm::ALL {
+    for alarm in ALARMS {
         let on = u64::from(hub.has_alarm(alarm));
         figures
-            .push(Figure::gauge("alarm", "1 while publishers are stopped for this reason.", on).with("reason", alarm.name()));
+            .push(Figure::gauge("alarm", "1 while publishers are stopped for this reason.", on).with("reason", alarm_name(alarm)));
     }
     figures
 }

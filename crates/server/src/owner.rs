@@ -1,8 +1,8 @@
 //! What the server needs of the node and of its store: the seam between threads and machines.
 //!
-//! Two implementations each: the real ones at the bottom of this file, and fakes in the tests, which is why these are traits.
+//! Two implementations each: the real ones in [`crate::real`], and fakes in the tests, which is why these are traits.
 
-use broker::{Client, ConnectionId, Effects, Error, Position, Read, ReadDone, Reply, Request};
+use broker::{Alarm, Client, ConnectionId, Effects, Error, Position, Read, ReadDone, Reply, Request};
 use protocol::Now;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,23 +36,13 @@ pub trait Owner: Send {
     fn administer(&mut self, now: Now, change: Change, effects: &mut Effects) -> Result<Answer, Error>;
 }
 
-/// Why publishers are to stop.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Alarm {
-    Memory,
-    Disk,
-    Journal,
-}
+pub const ALARMS: [Alarm; 3] = [Alarm::Memory, Alarm::Disk, Alarm::Journal];
 
-impl Alarm {
-    pub const ALL: [Alarm; 3] = [Alarm::Memory, Alarm::Disk, Alarm::Journal];
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Alarm::Memory => "memory",
-            Alarm::Disk => "disk",
-            Alarm::Journal => "journal",
-        }
+pub fn alarm_name(alarm: Alarm) -> &'static str {
+    match alarm {
+        Alarm::Memory => "memory",
+        Alarm::Disk => "disk",
+        Alarm::Journal => "journal",
     }
 }
 

@@ -6,7 +6,7 @@ use crate::control::{self, Told};
 use crate::http::{self, Pages};
 use crate::hub::Hub;
 use crate::listener::{self, Gate, House};
-use crate::owner::{Alarm, Change, Journal, Owner};
+use crate::owner::{ALARMS, Change, Journal, Owner, alarm_name};
 use crate::protocols::{Protocol, Protocols};
 use crate::settings::{Listen, Settings};
 use crate::tls::Tls;
@@ -252,7 +252,7 @@ struct Site {
 
 impl Site {
     fn status(&self, addresses: &BTreeMap<&'static str, SocketAddr>) -> serde_json::Value {
-        let alarms: Vec<&str> = Alarm::ALL.into_iter().filter(|alarm| self.hub.has_alarm(*alarm)).map(Alarm::name).collect();
+        let alarms: Vec<&str> = ALARMS.into_iter().filter(|alarm| self.hub.has_alarm(*alarm)).map(alarm_name).collect();
         serde_json::json!({
             "version": env!("CARGO_PKG_VERSION"),
             "uptime_seconds": self.start.elapsed().as_secs(),

@@ -67,6 +67,10 @@ impl Batch {
     /// Checks and takes over a batch as it stood in a file: length, magic, CRC and the frame of every record.
     /// A compressed batch (codec bits not 0) has no record positions; `len` is still its record count.
     pub fn parse(bytes: &[u8]) -> Result<Batch, Malformed> {
+        Batch::take(bytes.to_vec())
+    }
+
+    fn take(mut bytes: Vec<u8>) -> Result<Batch, Malformed> {
         let head: &[u8; HEADER_BYTES] = bytes.first_chunk().ok_or(Malformed::Truncated)?;
         if head[16] as i8 != 2 {
             return Err(Malformed::Magic(head[16] as i8));
@@ -85,12 +89,23 @@ impl Batch {
             return Err(Malformed::Count);
         }
         let codec = head[22] & 7;
-        let starts = if codec == 0 { record_starts(bytes, count)? } else { Box::new([]) };
-        let mut bytes: Box<[u8]> = bytes.into();
+        let starts = if codec == 0 { record_starts(&bytes, count)? } else { Box::new([]) };
         bytes[..8].fill(0);
         bytes[12..16].fill(0);
         bytes[17..21].fill(0);
-        Ok(Batch { bytes, starts, crc: OnceLock::from(crc) })
+        Ok(Batch { bytes: bytes.into_boxed_slice(), starts, crc: OnceLock::from(crc) })
+    }
+
+    /// As [`Batch::parse`], of [`Batch::body`] and the CRC alone: what the journal keeps of a batch.
+    pub fn from_body(crc: u32, body: &[u8]) -> Result<Batch, Malformed> {
+        let mut bytes = Vec::with_capacity(CRC_FROM + body.len());
+        let length = i32::try_from(CRC_FROM + body.len()).map_err(|_| Malformed::Length)? - 12;
+        bytes.extend_from_slice(&[0; 8]);
+        bytes.extend_from_slice(&length.to_be_bytes());
+        bytes.extend_from_slice(&[0, 0, 0, 0, 2]);
+        bytes.extend_from_slice(&crc.to_be_bytes());
+        bytes.extend_from_slice(body);
+        Batch::take(bytes)
     }
 
     /// How many records.

@@ -167,7 +167,7 @@ impl FakeNode {
         let has_consumer = self.queues.get("cold").is_some_and(|q| !q.consumers.is_empty());
         if has_consumer && !self.cold_reading && self.cold_next < self.journal.batches.lock().unwrap().len() as u64 {
             self.cold_reading = true;
-            effects.reads.push(Read { log: LogId(1), from: self.cold_next, bytes_max: 1 << 20 });
+            effects.reads.push(Read { log: LogId(1), from: self.cold_next, bytes_max: 1 << 20, purpose: Purpose::Cursor });
         }
     }
 
@@ -215,7 +215,7 @@ impl Owner for FakeNode {
                     self.read_on(effects);
                     Reply::Done { safe_at: None }
                 }
-                Request::Authenticate { user, .. } => Reply::Authenticated { user },
+                Request::Authenticate { user, .. } => Reply::Authenticated { user, impersonator: false },
                 _ => Reply::Skipped,
             });
         }

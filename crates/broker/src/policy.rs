@@ -1,0 +1,2 @@
+// STUB
+#[derive(Default)] pub struct Policies {}
