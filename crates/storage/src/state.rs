@@ -205,10 +205,13 @@ impl State {
     fn journal(&mut self, op: &Op) {
         match op {
             _ if !is_durable(op) => {}
-            Op::Append { to, .. } => {
+            Op::Append { batch, to } => {
                 let mut targets: SmallVec<[Target; 2]> = SmallVec::new();
-                for (log, base) in to.iter().filter(|t| !t.0.is_volatile()) {
-                    targets.push((*log, *base, base - self.logs[log].durable_end));
+                for (id, base) in to.iter().filter(|t| !t.0.is_volatile()) {
+                    let log = self.logs.get_mut(id).expect("the commit was checked");
+                    targets.push((*id, *base, base - log.durable_end));
+                    // Already here: the same log may be named again.
+                    log.durable_end = base + batch.span() as u64;
                 }
                 self.queue.append(&targets);
                 if planted::has(Bug::LostSettleOrder) {
