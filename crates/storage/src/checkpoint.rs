@@ -305,9 +305,6 @@ impl Store {
             // What the other slot names is about to be freed, and it may be torn.
             ck.root.write(record, record.number + 1)?;
         }
-        if planted::has(Bug::RenameBeforeFileSync) {
-            ck.snapshot.sync(&self.settings.dir)?;
-        }
         {
             let mut state = self.lock();
             state.stats.checkpoints += 1;
