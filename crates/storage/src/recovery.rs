@@ -290,7 +290,14 @@ impl Recovery {
             self.old_files.push(unneeded(number));
             walk.file = number;
             match read_journal_file(&*self.store.disk, &self.store.settings.dir, number) {
-                Ok(bytes) => self.walk_file(&bytes, &mut walk)?,
+                Ok(bytes) => {
+                    if (bytes.len() as u64) < self.base.file_bytes {
+                        let what = format!("cut to {} of {} bytes", bytes.len(), self.base.file_bytes);
+                        self.damage_at(self.store.journal_path(number), bytes.len() as u64, None, what);
+                        self.store.kept.insert(number);
+                    }
+                    self.walk_file(&bytes, &mut walk)?;
+                }
                 Err(Error::Io { source, path, .. }) if source.raw_os_error().is_some() => {
                     self.damage_at(path, 0, None, format!("cannot be read: {source}"));
                     self.store.kept.insert(number);
@@ -515,7 +522,7 @@ impl Recovery {
     fn begin(&mut self) -> Result<(), Error> {
         let store = &self.store;
         let number = self.journal.last().copied().unwrap_or(0).max(self.base.first_file) + 1;
-        let file = store.new_journal_file(number)?;
+        let file = store.new_journal_file(number, false)?;
         let (position, group) = (self.last.position.max(self.base.synced), self.last.group + 2);
         let incarnation = mix(store.settings.entropy ^ mix(store.epoch as u64 ^ number << 32));
         {
@@ -529,6 +536,7 @@ impl Recovery {
             }
             state.files.push_back(JournalFile { number, first_group: group, last_position: 0 });
             state.next_file = number + 1;
+            state.reuse_from = if self.base.file_bytes == store.settings.journal_file_bytes { 0 } else { number };
         }
         store.durable.store(position, Ordering::Release);
         *store.writer.lock().expect("nobody else is here yet") =
@@ -566,6 +574,9 @@ impl Recovery {
             let names = store.disk.list(dir).map_err(|e| Error::io("list", dir, e))?;
             let old = names.iter().filter_map(|n| snapshot::number_of(n)).filter(|n| *n != current);
             old.for_each(|number| snapshot::remove(&*store.disk, dir, number));
+            let dir = &store.journal_dir;
+            let names = store.disk.list(dir).map_err(|e| Error::io("list", dir, e))?;
+            names.iter().filter(|n| n.ends_with(".new")).for_each(|n| drop(store.disk.remove(&dir.join(n))));
         }
         Ok(())
     }

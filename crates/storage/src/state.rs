@@ -47,6 +47,8 @@ pub(crate) struct State {
     /// Files made ready, in the order of their numbers, above those of `files`.
     pub ready: VecDeque<u64>,
     pub next_file: u64,
+    /// Files below this have another size.
+    pub reuse_from: u64,
 
     // Who waits for what.
     pub sync_waits: bool,

@@ -182,6 +182,8 @@ pub struct Life {
     handed: BTreeSet<LogId>,
     tag: u64,
     pub tally: Tally,
+    /// The file in which bits were turned last.
+    rotten: Option<PathBuf>,
     verdict: Verdict,
 }
 
@@ -203,6 +205,7 @@ pub fn begin(seed: u64) -> Result<(Life, Settings), String> {
         handed: BTreeSet::new(),
         tag: 0,
         tally: Tally { seeds: 1, ..Tally::default() },
+        rotten: None,
         verdict: Ok(()),
     };
     Ok((life, settings))
@@ -487,6 +490,68 @@ impl Life {
         Ok(())
     }
 
+    /// Another crash of the same workload.
+    pub fn reseed(&mut self, seed: u64) {
+        self.random = Random(seed);
+    }
+
+    /// One operation of a small workload.
+    pub fn do_op(&mut self, op: char) -> Verdict {
+        let log = self.live.logs.keys().next().copied();
+        match op {
+            'a' => self.append_to(log, None, Level::Sync).and_then(|()| self.write_group()),
+            'f' => {
+                let other = self.live.logs.keys().nth(1).copied();
+                self.append_to(log, other, Level::Sync)
+            }
+            'v' => self.append_to(log, None, Level::Volatile),
+            's' => {
+                let Some(log) = log else { return Ok(()) };
+                let (first, next) = (self.live.logs[&log].first, self.live.logs[&log].next);
+                let run = Run::dense(first, (next - first) as u32);
+                self.commit(Level::Lazy, smallvec![Op::Settle { log, run }])
+            }
+            'k' => self.put(),
+            'n' => self.create_log(),
+            'd' => self.drop_log(),
+            'g' => self.write_group(),
+            'c' => self.checkpoint(),
+            op => Err(format!("no operation is called {op}")),
+        }?;
+        self.note_durable();
+        Ok(())
+    }
+
+    fn append_to(&mut self, log: Option<LogId>, other: Option<LogId>, level: Level) -> Verdict {
+        let batch = self.batch();
+        let to = [log, other].into_iter().flatten().map(|log| (log, self.live.logs[&log].next)).collect();
+        self.commit(level, smallvec![Op::Append { batch, to }])
+    }
+
+    fn create_log(&mut self) -> Verdict {
+        let log = self.store.new_log();
+        self.commit(Level::Sync, smallvec![Op::Create { log }])
+    }
+
+    /// Opens a damaged copy of the disk and looks at what is there; then this life goes on with its own.
+    pub fn open_damaged(&mut self, settings: &Settings, seed: u64) -> Verdict {
+        self.random = Random(seed);
+        let disk = self.disk.after_crash(seed);
+        self.rot(&disk);
+        let entropy = self.random.next();
+        let opened = Store::open(Arc::new(disk.clone()), Settings { entropy, ..settings.clone() });
+        let (store, recovered) = opened.map_err(|e| format!("does not open: {e}"))?;
+        let mine = std::mem::replace(&mut self.store, store);
+        let verdict = self.check_rotten(&recovered);
+        let healed = self.rotten.as_ref().is_some_and(|p| !p.starts_with("/data/journal") && !p.starts_with("/data/segments"));
+        let verdict = verdict.and_then(|()| if healed { self.compare(&self.world_at(recovered.position.0), &recovered) } else { Ok(()) });
+        // What was damaged is damaged still, and reported again, or it is out of the way; in any case it opens again.
+        let again = std::mem::replace(&mut self.store, mine);
+        drop(again);
+        let again = Store::open(Arc::new(disk), settings.clone()).map_err(|e| format!("does not open again: {e}"));
+        verdict.and(again.map(drop))
+    }
+
     /// The power goes. Then a start, perhaps another crash in the middle of it, and the comparison.
     pub fn crash(mut self, settings: &Settings, second: bool, rot: bool) -> Result<Life, String> {
         self.note_durable();
@@ -619,11 +684,13 @@ impl Life {
         let journal: Vec<_> = files.iter().filter(|f| f.0.starts_with("/data/journal")).cloned().collect();
         let files = if self.random.one_in(3) { files } else { journal };
         let Some((path, _)) = files.get(self.random.below(files.len() as u64) as usize) else { return };
+        self.rotten = Some(path.clone());
         let random = &mut self.random;
         disk.change(path, |bytes| {
             let written: Vec<usize> = (0..bytes.len()).filter(|i| bytes[*i] != 0).collect();
             let Some(at) = written.get(random.below(written.len() as u64) as usize).copied() else { return };
-            match random.below(3) {
+            match random.below(4) {
+                3 => bytes.truncate(at),
                 0 => bytes[at] ^= 1 << random.below(8),
                 1 => {
                     let page = at / 4096 * 4096;
