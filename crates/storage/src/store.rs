@@ -250,13 +250,16 @@ impl Store {
         }
     }
 
-    /// Last group, checkpoint, clean mark.
+    /// Last group, checkpoint, clean mark. Nothing is taken or written afterwards.
     pub fn close(&self) -> Result<(), Error> {
         self.lock().closing = true;
         self.group_wake.notify_all();
         self.checkpoint_wake.notify_all();
         self.write_group()?;
-        self.checkpoint_with(true, &mut || ())
+        self.checkpoint_with(true, &mut || ())?;
+        // A clean end is the end: nothing may come behind the mark.
+        self.poison();
+        Ok(())
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
