@@ -152,10 +152,9 @@ impl Store {
     fn damaged(&self, log: LogId, from: Offset, to: Offset, stretch: &Stretch) -> Error {
         let mut state = self.lock();
         let busy = state.logs.get_mut(&log).and_then(|l| l.busy.as_mut());
-        if let Some(segment) = busy.and_then(|b| b.segments.iter_mut().find(|s| s.id == stretch.id)) {
-            if !std::mem::replace(&mut segment.damaged, true) {
-                state.stats.damage += 1;
-            }
+        if let Some(segment) = busy.and_then(|b| b.segments.iter_mut().find(|s| s.id == stretch.id && !s.damaged)) {
+            segment.damaged = true;
+            state.stats.damage += 1;
         }
         Error::Damaged { log, from, to, file: self.files.path(stretch.id), at: stretch.at }
     }

@@ -45,6 +45,9 @@ pub(crate) fn open(disk: Arc<dyn Disk>, settings: Settings) -> Result<(Arc<Store
         Some(node_id) => node_id,
         None => make_format(&*disk, &settings)?,
     };
+    // Holds nothing that outlives a process; a copy of the directory may have left it out.
+    let spill = dir.join("spill");
+    disk.make_dir(&spill).map_err(|e| Error::io("make", &spill, e))?;
     let root = Root::open(&*disk, &dir)?;
     let journal = journal_files(&*disk, &dir.join("journal"))?;
     let slots = root.read();
@@ -81,10 +84,8 @@ fn read_format(disk: &dyn Disk, dir: &Path) -> Result<Option<u64>, Error> {
 /// Makes an empty data directory; the format file comes last, and what was begun without it is begun again.
 fn make_format(disk: &dyn Disk, settings: &Settings) -> Result<u64, Error> {
     let dir = &settings.dir;
-    if let Ok(root) = Root::open(disk, dir) {
-        if root.read().iter().any(Option::is_some) {
-            return Err(Error::Foreign(dir.clone()));
-        }
+    if Root::open(disk, dir).is_ok_and(|root| root.read().iter().any(Option::is_some)) {
+        return Err(Error::Foreign(dir.clone()));
     }
     for name in ["journal", "segments", "spill"] {
         let path = dir.join(name);
@@ -171,11 +172,10 @@ fn find_checkpoint(
 /// most of a journal file may be what stood there before.
 fn next_frame(bytes: &[u8], at: &mut usize, wanted: impl Fn(&FrameHead) -> bool) -> Option<Frame> {
     while *at < bytes.len() {
-        if frame::peek(&bytes[*at..]).is_some_and(|head| wanted(&head)) {
-            if let Some(frame) = frame::parse(&bytes[*at..]) {
-                *at += frame.bytes;
-                return Some(frame);
-            }
+        let head = frame::peek(&bytes[*at..]).filter(|head| wanted(head));
+        if let Some(frame) = head.and_then(|_| frame::parse(&bytes[*at..])) {
+            *at += frame.bytes;
+            return Some(frame);
         }
         *at += frame::ALIGN;
     }
@@ -331,7 +331,9 @@ impl Recovery {
         }
         let mut head = [0; frame::HEAD_BYTES];
         let read = self.store.disk.open(&self.store.journal_path(number)).and_then(|file| file.read_at(&mut head, 0));
-        read.is_ok() && frame::peek(&head).is_none_or(|head| head.incarnation != self.last.incarnation || head.group <= self.last.group)
+        read.is_ok()
+            && frame::peek(&head)
+                .is_none_or(|head| head.incarnation != self.last.incarnation || head.group <= self.last.group)
     }
 
     /// Applies the frames of one file. A place where none stands leaves what follows it in `walk` until it is known whether
@@ -455,7 +457,8 @@ impl Recovery {
         let end = log.durable_end;
         if *base < end || *base > OFFSET_MAX {
             drop(state);
-            let what = format!("commit {} appends {} records at {base}, the log ends at {end}", head.position, batch.span());
+            let what =
+                format!("commit {} appends {} records at {base}, the log ends at {end}", head.position, batch.span());
             self.damage_at(self.store.journal_dir.clone(), 0, Some(*id), what);
             return false;
         }
@@ -621,12 +624,7 @@ impl Walk {
     }
 }
 
-fn load(
-    state: &mut State,
-    keys: &mut BTreeMap<Box<[u8]>, Box<[u8]>>,
-    as_of: &mut HashMap<LogId, u64>,
-    entry: Entry,
-) {
+fn load(state: &mut State, keys: &mut BTreeMap<Box<[u8]>, Box<[u8]>>, as_of: &mut HashMap<LogId, u64>, entry: Entry) {
     match entry {
         Entry::Log { id, as_of: position, log } => {
             as_of.insert(id, position);

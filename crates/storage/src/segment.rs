@@ -261,11 +261,7 @@ impl Files {
     pub fn remove(&self, id: SegmentId, damaged: bool) -> io::Result<()> {
         self.open.lock().expect("nothing panics under this lock").retain(|f| f.id != id);
         let path = self.path(id);
-        let done = if damaged {
-            self.disk.rename(&path, &path.with_extension("damaged"))
-        } else {
-            self.disk.remove(&path)
-        };
+        let done = if damaged { self.disk.rename(&path, &path.with_extension("damaged")) } else { self.disk.remove(&path) };
         match done {
             // Removed before a crash, and the checkpoint that no longer lists it is being repeated.
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),

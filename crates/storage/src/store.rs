@@ -1,12 +1,12 @@
 //! The store's face: see the crate's first page for what stands behind it.
 
+use crate::checkpoint::Checkpointer;
 use crate::commit::{Commit, LogId, Offset, Position, Refused};
 use crate::disk::Disk;
 use crate::error::{Damage, Error};
+use crate::journal::Writer;
 use crate::limits;
 use crate::range_set::RangeSet;
-use crate::checkpoint::Checkpointer;
-use crate::journal::Writer;
 use crate::recovery;
 use crate::segment::Files;
 use crate::state::State;
