@@ -40,7 +40,9 @@
 //!          48 + m the batches in order, each without its first 21 bytes (those differ per log)
 //!
 //! log entry      log, as of, next, first, durable end, count { gap, length } settled, count { offset, deliveries },
-//!                count { epoch, first offset }, count { base, generation, end - base, bytes, heads crc u32 } segments
+//!                count { epoch, first offset }, count { segment }
+//! segment        base, generation, end - base, bytes, heads crc u32, count { base - last, place - last, heads crc u32 before }
+//!                blocks; the heads crc covers the first 21 bytes of every batch, which a batch's own CRC does not
 //! ```
 //!
 //! # What holds

@@ -646,6 +646,5 @@ fn trust_sizes(disk: &dyn Disk, dir: &Path, state: &mut State) {
     for segment in busy.filter_map(|b| b.segments.last_mut()) {
         let file = disk.open(&dir.join("segments").join(segment.id.name()));
         segment.bytes = file.and_then(|f| f.len()).unwrap_or(segment.bytes);
-        segment.unknown_bytes = segment.bytes;
     }
 }
