@@ -376,14 +376,6 @@ impl Node {
         }
     }
 
-    /// What only this process needs to remember goes to the store past the journal.
-    fn put_volatile(&mut self, op: Op) {
-        let commit = Commit::new(CommitLevel::Volatile).op(op);
-        if let Err(refused) = self.store.commit(commit) {
-            panic!("the store refused a volatile commit of the node: {refused:?}");
-        }
-    }
-
     /// Makes something empty in a commit of its own, ahead of the one that this call gathers, so that whatever follows may
     /// name it. Alone it means nothing, so the gathered commit stays all or nothing.
     fn put_ahead(&mut self, make: impl FnOnce(&mut Node)) {

@@ -173,7 +173,7 @@ impl Queue {
             numbers.iter().for_each(|n| put_number(meta, *n));
         };
         match op {
-            Op::Append { .. } => unreachable!("appends have their own way in"),
+            Op::Append { .. } | Op::Spill { .. } | Op::Skip { .. } => unreachable!("appends have their own way in"),
             Op::Settle { log, run } => numbers(2, &[log.0, run.first, run.count as u64, run.stride as u64]),
             Op::Count { log, offset, deliveries } => numbers(3, &[log.0, *offset, *deliveries as u64]),
             Op::Trim { log, before } => numbers(4, &[log.0, *before]),

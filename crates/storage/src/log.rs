@@ -107,6 +107,14 @@ impl Log {
         self.busy().tail.push_back(Tail { base, batch: Some(batch), epoch, volatile, holders });
     }
 
+    /// Offsets that the store never sees; the bytes of memory that this frees (none).
+    pub fn skip(&mut self, from: Offset, to: Offset) -> usize {
+        self.settled.insert(from, to);
+        self.first = self.settled.cut_front(self.first);
+        self.relax();
+        0
+    }
+
     /// Settles a run that lies below `next`; the bytes of memory that this frees.
     pub fn settle(&mut self, run: Run) -> usize {
         let Some(last) = (run.count as u64).checked_sub(1) else { return 0 };

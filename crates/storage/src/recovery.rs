@@ -492,7 +492,7 @@ impl Recovery {
                 return;
             }
             Op::Drop { log } => (*log, 0),
-            Op::Append { .. } => unreachable!("an append is not an op here"),
+            Op::Append { .. } | Op::Spill { .. } | Op::Skip { .. } => unreachable!("never journaled as an op"),
         };
         if self.is_news(head, log) && end <= OFFSET_MAX {
             let mut state = self.store.lock();

@@ -158,6 +158,8 @@ impl State {
                 }
                 Ok(())
             }
+            Op::Spill { log, base, batch } => self.reserve_to(*log, *base, *base + batch.span() as u64),
+            Op::Skip { log, from, to } => self.reserve_to(*log, *from, *to),
             Op::Settle { log, run } => {
                 let end = run.first + (run.count as u64).saturating_sub(1) * run.stride.max(1) as u64;
                 self.below_next(*log, end, run.count > 0)
@@ -188,8 +190,20 @@ impl State {
         if any && last >= next { Err(Refused::Stale { log, next, given: last }) } else { Ok(()) }
     }
 
+    fn reserve_to(&mut self, id: LogId, from: Offset, to: Offset) -> Result<(), Refused> {
+        let log = self.live(id)?;
+        if log.next != from || to < from {
+            return Err(Refused::Stale { log: id, next: log.next, given: from });
+        }
+        log.next = to;
+        Ok(())
+    }
+
     fn unreserve(&mut self, op: &Op) {
         match op {
+            Op::Spill { log, base: from, .. } | Op::Skip { log, from, .. } => {
+                self.logs.get_mut(log).expect("reserved a moment ago").next = *from;
+            }
             Op::Append { batch, to } => self.unreserve_append(batch, to),
             Op::Create { log } => drop(self.logs.remove(log)),
             Op::Drop { log } => self.logs.get_mut(log).expect("reserved a moment ago").dropped = false,
@@ -237,6 +251,12 @@ impl State {
                     self.append(log, base, batch.clone(), self.epoch, volatile, holders.clone());
                 }
             }
+            Op::Spill { log, base, batch } => {
+                self.tail_bytes += batch.size();
+                self.append(log, base, batch, self.epoch, true, None);
+            }
+            // Not there for the store: as good as settled.
+            Op::Skip { log, from, to } => self.change(log, |l| l.skip(from, to)),
             Op::Settle { log, run } => self.change(log, |l| l.settle(run)),
             Op::Trim { log, before } => self.change(log, |l| l.trim(before)),
             Op::Count { log, offset, deliveries } => self.change(log, |l| {
@@ -370,6 +390,7 @@ fn is_durable(op: &Op) -> bool {
             !log.is_volatile()
         }
         Op::Put { .. } => true,
+        Op::Spill { .. } | Op::Skip { .. } => false,
     }
 }
 

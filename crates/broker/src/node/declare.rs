@@ -312,9 +312,8 @@ impl Node {
         for level in &mut queue.levels {
             // What links hold stays held: only what is ready goes, so the log can't simply be cut.
             settled.extend(level.returned_offsets().map(|(offset, durable)| (level.log, storage::Run::one(offset), durable)));
-            if level.cursor() < level.next {
-                trims.push((level.log, level.cursor(), level.next));
-            }
+            // What the store never saw it need not settle.
+            trims.push((level.log, level.cursor(), level.told()));
             level.clear();
         }
         queue.ready = 0;
@@ -332,8 +331,7 @@ impl Node {
     fn settle_range(&mut self, log: LogId, mut from: u64, to: u64) {
         while from < to {
             let count = (to - from).min(u32::MAX as u64) as u32;
-            let run = storage::Run::dense(from, count);
-            self.settled(log, run, !log.is_volatile());
+            self.put(Op::Settle { log, run: storage::Run::dense(from, count) }, CommitLevel::Lazy);
             from += count as u64;
         }
     }

@@ -75,12 +75,13 @@ impl Node {
         bucket.next += 1;
         bucket.waiting += 1;
         bucket.loaded += u64::from(in_memory);
-        let append = Op::Append { batch: incoming.batch.clone(), to: SmallVec::from_slice(&[(log, offset)]) };
+        self.commit_bytes += incoming.batch.size();
+        let batch = incoming.batch.clone();
         if incoming.persistent {
-            self.commit_bytes += incoming.batch.size();
+            let append = Op::Append { batch, to: SmallVec::from_slice(&[(log, offset)]) };
             self.put(append, if incoming.confirm { CommitLevel::Sync } else { CommitLevel::Lazy });
         } else {
-            self.put_volatile(append);
+            self.put(Op::Spill { log, base: offset, batch }, CommitLevel::Lazy);
         }
         if in_memory {
             self.note_near(now, name, due, offset, incoming.batch.clone(), 0);
@@ -163,19 +164,14 @@ impl Node {
             Ok(_) if !targets.is_empty() => self.enqueue(now, &targets, incoming, &mut Published::default()),
             _ => self.counters.unroutable += 1,
         }
-        self.released(&message.bucket, message.offset, persistent);
+        self.released(&message.bucket, message.offset);
     }
 
-    fn released(&mut self, name: &BucketName, offset: Offset, persistent: bool) {
+    fn released(&mut self, name: &BucketName, offset: Offset) {
         let Some(bucket) = self.delays.buckets.get_mut(name) else { return };
         bucket.waiting -= 1;
         let (log, done) = (bucket.log, bucket.waiting == 0);
-        let op = Op::Settle { log, run: Run::one(offset) };
-        if persistent {
-            self.put(op, CommitLevel::Lazy);
-        } else {
-            self.put_volatile(op);
-        }
+        self.put(Op::Settle { log, run: Run::one(offset) }, CommitLevel::Lazy);
         if done {
             self.delays.buckets.remove(name);
             self.delays.logs.remove(&log);

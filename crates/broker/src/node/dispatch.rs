@@ -194,10 +194,8 @@ impl Node {
 
     /// These records are done with.
     pub(super) fn settled(&mut self, log: storage::LogId, run: Run, durable: bool) {
-        if durable {
+        if durable || self.may_be_spilled(log, run) {
             self.put(Op::Settle { log, run }, CommitLevel::Lazy);
-        } else if self.may_be_spilled(log, run) {
-            self.put_volatile(Op::Settle { log, run });
         }
     }
 

@@ -284,6 +284,17 @@ impl Node {
         let (log, base) = (level.log, level.next);
         let count = incoming.batch.len();
         let kept = level.append(incoming.batch, durable);
+        if durable || !kept {
+            let told = level.tell_store(base, base + count as u64);
+            if told == 0 && log.is_volatile() {
+                self.put(Op::Create { log }, CommitLevel::Lazy);
+            }
+            if told < base {
+                self.put(Op::Skip { log, from: told, to: base }, CommitLevel::Lazy);
+            }
+        }
+        let queue = &mut self.queues[key.0];
+        let level = &mut queue.levels[at];
         for &index in refused {
             level.remove_unseen(base + index as u64);
             if durable {
@@ -303,19 +314,11 @@ impl Node {
         if durable {
             to.push((log, base));
         } else if !kept {
-            self.spill(key, at, base, incoming.batch);
+            self.queues[key.0].levels[at].spilled();
+            self.commit_bytes += incoming.batch.size();
+            self.put(Op::Spill { log, base, batch: incoming.batch.clone() }, CommitLevel::Lazy);
         }
         self.touch(key);
-    }
-
-    /// Gives a transient batch that memory has no room for to the store.
-    fn spill(&mut self, key: QueueKey, at: usize, base: Offset, batch: &Arc<Batch>) {
-        let level = &mut self.queues[key.0].levels[at];
-        let log = level.log;
-        if level.spilled() && log.is_volatile() {
-            self.put_volatile(Op::Create { log });
-        }
-        self.put_volatile(Op::Append { batch: batch.clone(), to: SmallVec::from_slice(&[(log, base)]) });
     }
 
     /// Which records a queue does not take, ascending: duplicates (dropped), and what a full queue rejects.

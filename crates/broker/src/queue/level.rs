@@ -76,6 +76,8 @@ pub struct Level {
     suspect_until: Offset,
     /// Transient records before this may have gone to the store.
     spilled_until: Offset,
+    /// Where the log ends for the store.
+    told: Offset,
     /// A read is under way.
     pub reading: bool,
 }
@@ -95,6 +97,7 @@ impl Level {
             counts: BTreeMap::new(),
             suspect_until: 0,
             spilled_until: 0,
+            told: 0,
             reading: false,
         }
     }
@@ -103,6 +106,7 @@ impl Level {
     pub fn recovered(priority: u8, log: LogId, state: storage::RecoveredLog, clean: bool) -> Level {
         let mut level = Level::new(priority, log);
         level.next = state.next;
+        level.told = state.next;
         level.cursor = state.first;
         level.hot_end = state.first;
         level.gone = state.settled;
@@ -129,11 +133,21 @@ impl Level {
         keep
     }
 
+    /// The store is about to be told of a batch at `base`: answers where it thinks that the log ends. What lies between is of
+    /// transient records that stay here.
+    pub fn tell_store(&mut self, base: Offset, end: Offset) -> Offset {
+        debug_assert!(self.told <= base);
+        std::mem::replace(&mut self.told, end).min(base)
+    }
+
+    /// Where the log ends for the store.
+    pub fn told(&self) -> Offset {
+        self.told
+    }
+
     /// Notes that the batch just appended went to the store though it is transient.
-    pub fn spilled(&mut self) -> bool {
-        let first = self.spilled_until == 0;
+    pub fn spilled(&mut self) {
         self.spilled_until = self.next;
-        first
     }
 
     /// Whether the store may know a transient record: those that never left memory it does not.

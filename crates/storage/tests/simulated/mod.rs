@@ -66,6 +66,12 @@ impl World {
                     log.named = log.next;
                 }
             }
+            // A later life knows nothing of either; a durable append behind them says that there is a gap.
+            Op::Spill { .. } | Op::Skip { .. } if journaled => {}
+            Op::Spill { log, base, batch } => self.change(*log, base + batch.span() as u64, |l| {
+                l.batches.insert(*base, batch.clone());
+            }),
+            Op::Skip { log, from, to } => self.change(*log, *to, |l| l.gone.extend(*from..*to)),
             Op::Settle { log, run } => self.change(*log, run.offsets().last().map_or(0, |o| o + 1), |l| {
                 l.gone.extend(run.offsets());
                 l.counts.retain(|o, _| !l.gone.contains(o));
@@ -338,7 +344,8 @@ impl Life {
         match self.random.below(20) {
             0..6 => self.append(1, Level::Sync),
             6..8 => self.append(3, Level::Sync),
-            8..10 => self.append(1, Level::Volatile),
+            8 => self.append(1, Level::Volatile),
+            9 => self.mix(log),
             10 => self.append(2, Level::Interval),
             11..17 => self.settle(log),
             17 => {
@@ -393,6 +400,32 @@ impl Life {
         let Some(run) = self.some_run(log) else { return Ok(()) };
         let level = if self.random.one_in(4) { Level::Sync } else { Level::Lazy };
         self.commit(level, smallvec![Op::Settle { log, run }])
+    }
+
+    /// What an owner with transient records of its own does: some that the store never sees, some that it is to keep, and a
+    /// durable batch, one behind the other in one commit.
+    fn mix(&mut self, log: LogId) -> Verdict {
+        let mut ops: SmallVec<[Op; 2]> = SmallVec::new();
+        let mut next = self.live.logs[&log].next;
+        for _ in 0..1 + self.random.below(4) {
+            match self.random.below(3) {
+                0 => {
+                    let to = next + 1 + self.random.below(9);
+                    ops.push(Op::Skip { log, from: next, to });
+                    next = to;
+                }
+                kind => {
+                    let batch = self.batch();
+                    let base = next;
+                    next += batch.span() as u64;
+                    ops.push(match kind {
+                        1 => Op::Spill { log, base, batch },
+                        _ => Op::Append { batch, to: smallvec![(log, base)] },
+                    });
+                }
+            }
+        }
+        self.commit(if self.random.one_in(2) { Level::Sync } else { Level::Lazy }, ops)
     }
 
     /// Append there, settle here, and a key that says so: all or nothing.
