@@ -18,7 +18,7 @@ use crate::error::{Code, Refusal};
 use crate::frame::{self, Frame};
 use crate::limits::{BODY_BYTES_CEILING, COLLECTED_MESSAGES_MAX, TX_RETURN_BYTES_MAX};
 use crate::method::{self, Method, PUBLISH};
-use crate::publish::{self, Author, Collecting, Content, Publisher, Whole};
+use crate::publish::{self, Author, Collecting, Content, Pieces, Publisher, Whole};
 use broker::{Batch, LinkId, Outcome, Reply, Request};
 use protocol::Now;
 use std::collections::{BTreeMap, VecDeque};
@@ -183,11 +183,16 @@ impl Connection {
             && matches!(channel.content, Content::Nothing)
         {
             let rest = input.get(frame.size()..).unwrap_or_default();
-            if let Some(whole) = Whole::find(rest, number, self.frame_max, self.settings.message_bytes_max)
-                && let Some(tail) = frame.payload.get(6..)
-            {
+            let tail = frame.payload.get(6..).unwrap_or_default();
+            let (frame_max, body_max) = (self.frame_max, self.settings.message_bytes_max);
+            if let Some(whole) = Whole::find(rest, number, frame_max, body_max) {
                 let consumed = frame.size() + whole.consumed;
-                self.publish(now, number, tail, whole.properties, whole.body(), requests);
+                self.publish(now, number, tail, whole.properties, &[whole.body], requests);
+                return Step::Took(consumed);
+            }
+            if let Some(pieces) = Pieces::find(rest, number, frame_max, body_max) {
+                let consumed = frame.size() + pieces.consumed;
+                self.publish(now, number, tail, pieces.properties, pieces.body(), requests);
                 return Step::Took(consumed);
             }
         }
@@ -572,8 +577,11 @@ impl Connection {
 
     /// A barrier was refused.
     pub(crate) fn handle_failed(&mut self, now: Now, number: u16, then: Then, refusal: Refusal, requests: &mut Vec<Request>) {
-        if let Then::Consume { link, .. } | Then::ReplyConsume { link, .. } = then {
-            self.links.gone(link);
+        match then {
+            Then::Consume { link, .. } | Then::ReplyConsume { link, .. } => self.links.gone(link),
+            // Leaving can't be refused.
+            Then::Leave => return self.handle_done(now, number, then, Reply::Done { safe_at: None }, requests),
+            _ => {}
         }
         self.refuse(now, number, refusal, requests);
     }

@@ -69,11 +69,10 @@ pub fn header(payload: &[u8]) -> Option<(u16, u64, &[u8])> {
 /// A body in more frames than this is collected.
 const PIECES_MAX: usize = 8;
 
-/// A message whose header and body frames all stand in the input, one behind the other.
+/// A message whose header and body frames all stand in the input, one behind the other; almost always the body is one piece.
 pub struct Whole<'a> {
     pub properties: &'a [u8],
-    pieces: [&'a [u8]; PIECES_MAX],
-    count: usize,
+    pub body: &'a [u8],
     /// Bytes of its frames.
     pub consumed: usize,
 }
@@ -83,28 +82,60 @@ impl<'a> Whole<'a> {
     #[inline]
     pub fn find(input: &'a [u8], channel: u16, frame_max: u32, body_max: u64) -> Option<Whole<'a>> {
         let Scan::Frame(head @ Frame { kind: frame::HEADER, .. }) = frame::scan(input, frame_max) else { return None };
+        // Class 60, weight, body size, properties.
+        let (&[0, 60, _, _, s0, s1, s2, s3, s4, s5, s6, s7], properties) = head.payload.split_first_chunk::<12>()? else {
+            return None;
+        };
+        let size = u64::from_be_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
+        if head.channel != channel || size > body_max {
+            return None;
+        }
+        let consumed = head.size();
+        if size == 0 {
+            return Some(Whole { properties, body: &[], consumed });
+        }
+        let Scan::Frame(body @ Frame { kind: frame::BODY, .. }) = frame::scan(input.get(consumed..)?, frame_max) else {
+            return None;
+        };
+        let is_whole = body.channel == channel && body.payload.len() as u64 == size;
+        is_whole.then(|| Whole { properties, body: body.payload, consumed: consumed + body.size() })
+    }
+}
+
+/// A message whose body is in a few frames, all of them there.
+pub struct Pieces<'a> {
+    pub properties: &'a [u8],
+    pieces: [&'a [u8]; PIECES_MAX],
+    count: usize,
+    pub consumed: usize,
+}
+
+impl<'a> Pieces<'a> {
+    /// What [`Whole::find`] can't.
+    #[inline(never)]
+    pub fn find(input: &'a [u8], channel: u16, frame_max: u32, body_max: u64) -> Option<Pieces<'a>> {
+        let Scan::Frame(head @ Frame { kind: frame::HEADER, .. }) = frame::scan(input, frame_max) else { return None };
         let (class, size, properties) = header(head.payload)?;
         if class != PUBLISH.0 || head.channel != channel || size > body_max {
             return None;
         }
-        let mut whole = Whole { properties, pieces: [&[]; PIECES_MAX], count: 0, consumed: head.size() };
+        let mut found = Pieces { properties, pieces: [&[]; PIECES_MAX], count: 0, consumed: head.size() };
         let mut left = size;
         while left > 0 {
-            let Scan::Frame(body @ Frame { kind: frame::BODY, .. }) = frame::scan(input.get(whole.consumed..)?, frame_max) else {
+            let Scan::Frame(body @ Frame { kind: frame::BODY, .. }) = frame::scan(input.get(found.consumed..)?, frame_max) else {
                 return None;
             };
             left = left.checked_sub(body.payload.len() as u64)?;
             if body.channel != channel {
                 return None;
             }
-            *whole.pieces.get_mut(whole.count)? = body.payload;
-            whole.count += 1;
-            whole.consumed += body.size();
+            *found.pieces.get_mut(found.count)? = body.payload;
+            found.count += 1;
+            found.consumed += body.size();
         }
-        Some(whole)
+        Some(found)
     }
 
-    #[inline]
     pub fn body(&self) -> &[&'a [u8]] {
         self.pieces.get(..self.count).unwrap_or_default()
     }
