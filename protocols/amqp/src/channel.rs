@@ -123,15 +123,20 @@ impl Channel {
 
     pub(crate) fn flush_run(&mut self, requests: &mut Vec<Request>, pending: &mut VecDeque<Pending>) {
         if let Some(run) = self.publisher.end_run() {
-            let mut sender = Sender {
-                number: self.number,
-                epoch: self.epoch,
-                is_confirming: self.is_confirming,
-                is_transactional: self.transaction.is_some(),
-                published: &mut self.confirmed.published,
-            };
-            sender.send(run, requests, pending);
+            self.sender().1.send(run, requests, pending);
         }
+    }
+
+    /// The publisher, and where its runs go.
+    fn sender(&mut self) -> (&mut Publisher, Sender<'_>) {
+        let sender = Sender {
+            number: self.number,
+            epoch: self.epoch,
+            is_confirming: self.is_confirming,
+            is_transactional: self.transaction.is_some(),
+            published: &mut self.confirmed.published,
+        };
+        (&mut self.publisher, sender)
     }
 }
 
@@ -188,7 +193,9 @@ impl Connection {
             if let Some(whole) = Whole::find(rest, number, frame_max, body_max) {
                 let consumed = frame.size() + whole.consumed;
                 self.publish(now, number, tail, whole.properties, &[whole.body], requests);
-                return Step::Took(consumed);
+                let method_frame = input.get(..frame.size()).unwrap_or_default();
+                let rest = input.get(consumed..).unwrap_or_default();
+                return Step::Took(consumed + self.publish_alike(now, number, method_frame, whole.properties, rest, requests));
             }
             if let Some(pieces) = Pieces::find(rest, number, frame_max, body_max) {
                 let consumed = frame.size() + pieces.consumed;
@@ -372,6 +379,29 @@ impl Connection {
         if let Err(refusal) = publisher.add(now, tail, properties, body, author, |run| sender.send(run, requests, pending)) {
             self.refuse(now, number, refusal, requests);
         }
+    }
+
+    /// A message has been published: takes those behind it that are like it.
+    #[inline]
+    fn publish_alike(
+        &mut self,
+        now: Now,
+        number: u16,
+        method_frame: &[u8],
+        properties: &[u8],
+        rest: &[u8],
+        requests: &mut Vec<Request>,
+    ) -> usize {
+        let bytes_max = self.settings.message_bytes_max.min(u64::from(self.frame_max) - 8);
+        let Some(channel) = self.channels.get_mut(number).filter(|channel| channel.is_open()) else { return 0 };
+        channel.publisher.remember(method_frame, properties);
+        let (publisher, mut sender) = channel.sender();
+        let pending = &mut self.pending;
+        let taken = publisher.add_alike(now, rest, bytes_max, |run| sender.send(run, requests, pending));
+        if taken > 0 && publisher.has_run() && self.open_runs.last() != Some(&number) {
+            self.open_runs.push(number);
+        }
+        taken
     }
 
     /// basic.ack, basic.nack, basic.reject.

@@ -9,7 +9,7 @@
 
 use crate::ORIGIN;
 use crate::frame::{self, HEADER, METHOD};
-use crate::limits::LINK_REST;
+use crate::limits::{FRAME_OVERHEAD, LINK_REST};
 use crate::method::{self, Method};
 use crate::properties;
 use crate::reader::{cut, patch, put_short};
@@ -315,8 +315,16 @@ fn put_templated(
     patch(out, at + template.header_at + 3, &(properties.len() as u32 + 12).to_be_bytes());
     patch(out, at + template.header_at + 11, &(body.len() as u64).to_be_bytes());
     out.extend_from_slice(properties);
-    out.push(frame::END);
-    frame::put_body(out, channel, body, frame_max);
+    if !body.is_empty() && body.len() <= (frame_max - FRAME_OVERHEAD) as usize {
+        let [high, low] = channel.to_be_bytes();
+        let [s0, s1, s2, s3] = (body.len() as u32).to_be_bytes();
+        out.extend_from_slice(&[frame::END, frame::BODY, high, low, s0, s1, s2, s3]);
+        out.extend_from_slice(body);
+        out.push(frame::END);
+    } else {
+        out.push(frame::END);
+        frame::put_body(out, channel, body, frame_max);
+    }
 }
 
 /// A message that was asked for.
