@@ -5,7 +5,7 @@
 //! ([`Event::Reply`]), when the message has to be fetched from disk first.
 //!
 //! **Links and pools.** A *link* is one consumer (or the getter of a channel) of a connection; its number is chosen by the
-//! protocol and is free again after the reply to `Cancel`. Deliveries of a link are numbered 0, 1, 2, … and settled by those
+//! protocol and not used twice on a connection: what a cancelled link holds can still be settled. Deliveries of a link are numbered 0, 1, 2, … and settled by those
 //! numbers. A *pool* is what shares one credit window (an AMQP channel); also a number of the protocol's choice.
 //!
 //! **Failure.** When a request of a `ticket` (AMQP: the channel) fails, later requests of the same list with that ticket
@@ -23,7 +23,7 @@ pub struct ConnectionId {
     pub generation: u32,
 }
 
-/// A consumer of a connection; the protocol chooses the number, small and dense.
+/// A consumer of a connection; the protocol chooses the number, never twice on a connection.
 pub type LinkId = u32;
 /// What shares a credit window; the protocol chooses the number.
 pub type PoolId = u32;
@@ -70,7 +70,7 @@ pub enum Outcome {
     Accept,
     /// Back to its place. `failed`: counts towards a delivery limit of the `x-delivery-limit` kind (AMQP: reject, not nack).
     Requeue { failed: bool },
-    /// Back to its place because the channel or connection ended, or by recover: never a failure of the message's own.
+    /// Back to its place because the channel or connection ended. Counts as a failed delivery.
     Release,
     /// Dead-letter it, or drop it.
     Reject,
@@ -172,8 +172,8 @@ pub enum Request {
 pub struct Published {
     /// When all its durable targets are safe; `None`: now (nothing durable, or nothing at all).
     pub safe_at: Option<Position>,
-    /// It reached no queue: return it if it is mandatory.
-    pub unroutable: bool,
+    /// Records that reached no queue, ascending: to be returned if mandatory.
+    pub unroutable: Vec<std::ops::Range<u32>>,
     /// Records that a queue refused (`reject-publish`), by index, ascending: nack those.
     pub refused: Vec<u32>,
     pub error: Option<Error>,
@@ -202,6 +202,8 @@ pub enum Reply {
     /// Messages deleted or purged.
     Removed { messages: u64, safe_at: Option<Position> },
     ReplyAddress { name: Box<str> },
+    /// A transaction is done, and safe at `safe_at`. Records that reached no queue: (publish of the transaction, records).
+    Committed { safe_at: Option<Position>, unroutable: Vec<(usize, std::ops::Range<u32>)> },
     /// The message of a Get; `None`: the queue is empty. `left` counts the ready ones that remain.
     Got { delivery: Option<Delivery>, left: u64 },
     Failed(Error),

@@ -31,6 +31,15 @@ pub fn encode_value(value: &Value, out: &mut Vec<u8>) {
     put_value(value, out, NESTING_MAX);
 }
 
+/// The same for comparing: integers of one value are written alike, since what one client library sends as a short another
+/// sends as a long.
+pub fn encode_comparable(value: &Value, out: &mut Vec<u8>) {
+    match value.as_integer() {
+        Some(integer) => encode_value(&Value::I64(integer), out),
+        None => encode_value(value, out),
+    }
+}
+
 /// Reads exactly one table; `None` where the bytes are anything else.
 pub fn decode_table(bytes: &[u8]) -> Option<Table> {
     let mut reader = Reader { rest: bytes };

@@ -67,6 +67,10 @@ impl Batch {
     /// Checks and takes over a batch as it stood in a file: length, magic, CRC and the frame of every record.
     /// A compressed batch (codec bits not 0) has no record positions; `len` is still its record count.
     pub fn parse(bytes: &[u8]) -> Result<Batch, Malformed> {
+        Batch::take(bytes.to_vec())
+    }
+
+    fn take(mut bytes: Vec<u8>) -> Result<Batch, Malformed> {
         let head: &[u8; HEADER_BYTES] = bytes.first_chunk().ok_or(Malformed::Truncated)?;
         if head[16] as i8 != 2 {
             return Err(Malformed::Magic(head[16] as i8));
@@ -85,12 +89,23 @@ impl Batch {
             return Err(Malformed::Count);
         }
         let codec = head[22] & 7;
-        let starts = if codec == 0 { record_starts(bytes, count)? } else { Box::new([]) };
-        let mut bytes: Box<[u8]> = bytes.into();
+        let starts = if codec == 0 { record_starts(&bytes, count)? } else { Box::new([]) };
         bytes[..8].fill(0);
         bytes[12..16].fill(0);
         bytes[17..21].fill(0);
-        Ok(Batch { bytes, starts, crc: OnceLock::from(crc) })
+        Ok(Batch { bytes: bytes.into_boxed_slice(), starts, crc: OnceLock::from(crc) })
+    }
+
+    /// As [`Batch::parse`], of [`Batch::body`] and the CRC alone: what the journal keeps of a batch.
+    pub fn from_body(crc: u32, body: &[u8]) -> Result<Batch, Malformed> {
+        let mut bytes = Vec::with_capacity(CRC_FROM + body.len());
+        let length = i32::try_from(CRC_FROM + body.len()).map_err(|_| Malformed::Length)? - 12;
+        bytes.extend_from_slice(&[0; 8]);
+        bytes.extend_from_slice(&length.to_be_bytes());
+        bytes.extend_from_slice(&[0, 0, 0, 0, 2]);
+        bytes.extend_from_slice(&crc.to_be_bytes());
+        bytes.extend_from_slice(body);
+        Batch::take(bytes)
     }
 
     /// How many records.
@@ -150,6 +165,22 @@ impl Batch {
     pub fn record(&self, i: u32) -> Record<'_> {
         let (from, to) = (self.starts[i as usize] as usize, self.starts[i as usize + 1] as usize);
         decode_record(&self.bytes[from..to], self.base_timestamp()).expect("checked when the batch was made")
+    }
+
+    /// The records of an index range as a batch of their own.
+    pub fn subset(&self, range: std::ops::Range<u32>) -> Batch {
+        let mut builder = BatchBuilder::new(self.base_timestamp(), self.attributes());
+        for i in range {
+            let record = self.record(i);
+            let headers: Vec<_> = record.headers().collect();
+            builder.push(record.timestamp, record.key, record.value, &headers);
+        }
+        builder.finish()
+    }
+
+    /// Bytes of the records of an index range.
+    pub fn records_size(&self, range: std::ops::Range<u32>) -> usize {
+        (self.starts[range.end as usize] - self.starts[range.start as usize]) as usize
     }
 
     /// Bytes of the record with index `i`, framing included: what it weighs in memory.
@@ -426,6 +457,16 @@ mod tests {
         assert_eq!(first.headers().collect::<Vec<_>>(), headers);
         assert_eq!((second.key, second.value, second.headers().count()), (Some(&b""[..]), None, 0));
         assert_eq!(first.block(), None);
+    }
+
+    #[test]
+    fn a_subset_is_the_same_records_in_a_smaller_batch() {
+        let mut builder = BatchBuilder::marked(50);
+        (0..5u8).for_each(|i| builder.push_marked(50 + i as i64, &[&[i]], &[&[i, i]]));
+        let batch = builder.finish();
+        let part = Batch::parse(&written(&batch.subset(1..4), 0)).expect("our own batch");
+        assert_eq!((part.len(), part.is_marked()), (3, true));
+        (0..3).for_each(|i| assert_eq!(part.record(i), batch.record(i + 1)));
     }
 
     #[test]

@@ -22,7 +22,8 @@ impl LogId {
 /// The logical number of a record in its log. Rises, never reused.
 pub type Offset = u64;
 
-/// Where a commit stands in the journal: the number of commits before it, over the whole life of the data directory.
+/// Where a commit stands in the journal: the number of commits up to and with it, over the whole life of the data directory.
+/// It is durable once the store's durable position is at or above it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Position(pub u64);
 
@@ -33,6 +34,8 @@ pub enum Level {
     Sync,
     /// Rides with the next group, at the latest after [`crate::limits::LAZY_MS`]: settles.
     Lazy,
+    /// Rides with the next group, at the latest after the store's `interval_ms`: its publisher was answered already.
+    Interval,
     /// Skips the journal: transient records and everything about volatile logs. Gone after a restart.
     Volatile,
 }
@@ -105,6 +108,8 @@ pub enum Refused {
     /// An append does not begin where the log ends: a stale owner, or a bug.
     Stale { log: LogId, next: Offset, given: Offset },
     UnknownLog(LogId),
+    /// A log is created once.
+    Exists(LogId),
     TooLarge { bytes: usize },
     /// The journal is too full for this kind of commit ([`crate::Pressure`]).
     Full,

@@ -16,7 +16,7 @@ use crate::connection::{Connection, Pending, Step};
 use crate::deliver::{self, LinkState, TagBook, TagRun};
 use crate::error::{Code, Refusal};
 use crate::frame::{self, Frame};
-use crate::limits::{BODY_BYTES_CEILING, COLLECTED_MESSAGES_MAX, TX_RETURN_BYTES_MAX};
+use crate::limits::{BODY_BYTES_CEILING, COLLECTED_MESSAGES_MAX, TX_MANDATORY_BYTES_MAX};
 use crate::method::{self, Method, PUBLISH};
 use crate::publish::{self, Author, Collecting, Content, Pieces, Publisher, Whole};
 use broker::{Batch, LinkId, Outcome, Reply, Request};
@@ -38,17 +38,16 @@ enum State {
 pub(crate) struct Transaction {
     /// Settled in it: back into the tag book by a rollback.
     settled: Vec<TagRun>,
-    /// To be returned at the commit.
-    returns: Vec<Arc<Batch>>,
-    return_bytes: usize,
+    /// Its publishes in order; those that are mandatory with what may have to be returned at the commit.
+    published: Vec<Option<Arc<Batch>>>,
+    mandatory_bytes: usize,
 }
 
 impl Transaction {
-    /// False: too much.
-    pub fn keep_return(&mut self, batch: Arc<Batch>) -> bool {
-        self.return_bytes += batch.size();
-        self.returns.push(batch);
-        self.return_bytes <= TX_RETURN_BYTES_MAX
+    /// Notes a publish. A transaction that grows too large is refused whole by the broker, so nothing of it need be kept.
+    pub fn note_publish(&mut self, mandatory: Option<Arc<Batch>>) {
+        self.mandatory_bytes += mandatory.as_ref().map_or(0, |batch| batch.size());
+        self.published.push(mandatory.filter(|_| self.mandatory_bytes <= TX_MANDATORY_BYTES_MAX));
     }
 }
 
@@ -619,6 +618,7 @@ impl Connection {
     /// A barrier of a channel is answered.
     pub(crate) fn handle_done(&mut self, now: Now, number: u16, then: Then, reply: Reply, requests: &mut Vec<Request>) {
         if let Reply::Done { safe_at: Some(position) }
+        | Reply::Committed { safe_at: Some(position), .. }
         | Reply::Queue { safe_at: Some(position), .. }
         | Reply::Removed { safe_at: Some(position), .. } = reply
         {
@@ -693,9 +693,12 @@ impl Connection {
                 }
                 deliver::put_got(out, number, &delivery, tag, left, self.frame_max);
             }
-            (Then::Commit, _) => {
-                for batch in channel.transaction.iter().flat_map(|transaction| &transaction.returns) {
-                    deliver::put_returns(out, number, batch, self.frame_max);
+            (Then::Commit, Reply::Committed { unroutable, .. }) => {
+                let published = channel.transaction.as_ref().map_or(&[][..], |transaction| &transaction.published);
+                for (publish, records) in unroutable {
+                    if let Some(Some(batch)) = published.get(publish) {
+                        deliver::put_returns(out, number, batch, records, self.frame_max);
+                    }
                 }
                 method::put(out, number, &Method::TxCommitOk {});
                 for run in channel.transaction.replace(Transaction::default()).unwrap_or_default().settled {

@@ -473,18 +473,14 @@ impl Connection {
         if let Some(error) = published.error {
             return self.refuse(now, number, Refusal::of(&error).at(PUBLISH), requests);
         }
-        if published.unroutable
-            && let Some(batch) = returns
-        {
-            if let Some(transaction) = &mut channel.transaction {
-                if !transaction.keep_return(batch) {
-                    let text = "transaction holds too many unroutable messages";
-                    self.refuse(now, number, Refusal::precondition(text).at(PUBLISH), requests);
-                }
-                return;
-            }
+        if let Some(transaction) = &mut channel.transaction {
+            return transaction.note_publish(returns);
+        }
+        if let Some(batch) = returns {
             // The return goes before the confirm.
-            deliver::put_returns(self.outbox.buffer(), number, &batch, frame_max);
+            for records in published.unroutable {
+                deliver::put_returns(self.outbox.buffer(), number, &batch, records, frame_max);
+            }
         }
         if !confirm {
             return;

@@ -347,9 +347,9 @@ pub fn put_got(out: &mut Vec<u8>, channel: u16, delivery: &Delivery, tag: u64, l
     }
 }
 
-/// All records of a batch, as mandatory messages that reached no queue.
-pub fn put_returns(out: &mut Vec<u8>, channel: u16, batch: &Batch, frame_max: u32) {
-    for index in 0..batch.len() {
+/// Records of a batch, as mandatory messages that reached no queue.
+pub fn put_returns(out: &mut Vec<u8>, channel: u16, batch: &Batch, records: std::ops::Range<u32>, frame_max: u32) {
+    for index in records {
         let Some(Letter { facts, body, .. }) = letter(batch, index) else { continue };
         let returned = Method::BasicReturn {
             reply_code: crate::error::Code::NoRoute as u16,

@@ -19,8 +19,8 @@ pub const BODY_BYTES_CEILING: u64 = 512 << 20;
 pub const BODY_AHEAD_BYTES: usize = 64 << 10;
 /// Half-received messages of all channels together, in multiples of the largest message.
 pub const COLLECTED_MESSAGES_MAX: u64 = 4;
-/// Unroutable mandatory messages that a transaction keeps until its commit.
-pub const TX_RETURN_BYTES_MAX: usize = 32 << 20;
+/// Mandatory messages that a transaction keeps until its commit, to return those that reach no queue.
+pub const TX_MANDATORY_BYTES_MAX: usize = 32 << 20;
 /// Routes that a channel remembers beside its current one.
 pub const ROUTES_MAX: usize = 8;
 /// A link number rests behind this many others before it is used again: a delivery may still be on its way to its old owner.

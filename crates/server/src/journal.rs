@@ -1,0 +1,50 @@
+//! The two threads that belong to the store: one that writes and syncs groups and confirms what is safe, one that
+//! checkpoints.
+
+use crate::hub::Hub;
+use crate::limits;
+use broker::Alarm;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// Tells both threads to end after what they are doing.
+pub type Stop = Arc<AtomicBool>;
+
+pub fn spawn_writer(hub: &Arc<Hub>, stop: Stop) -> std::io::Result<JoinHandle<()>> {
+    let hub = hub.clone();
+    std::thread::Builder::new().name("journal".into()).spawn(move || {
+        let mut due = Vec::new();
+        while !stop.load(Ordering::Acquire) {
+            if hub.journal.wait_for_group(Duration::from_millis(limits::JOURNAL_WAIT_MS)) {
+                match hub.journal.write_group() {
+                    Ok(durable) => hub.handle_durable(durable, &mut due),
+                    Err(error) => die(&error),
+                }
+                // Only a group fills the journal, so this is soon enough; the checkpointer says when there is room again.
+                hub.set_alarm(Alarm::Journal, hub.journal.is_pressed());
+            }
+        }
+    })
+}
+
+pub fn spawn_checkpointer(hub: &Arc<Hub>, stop: Stop) -> std::io::Result<JoinHandle<()>> {
+    let hub = hub.clone();
+    std::thread::Builder::new().name("checkpoint".into()).spawn(move || {
+        while !stop.load(Ordering::Acquire) {
+            if hub.journal.wait_for_checkpoint(Duration::from_millis(limits::CHECKPOINT_WAIT_MS))
+                && let Err(error) = hub.journal.checkpoint()
+            {
+                die(&error);
+            }
+            hub.set_alarm(Alarm::Journal, hub.journal.is_pressed());
+        }
+    })
+}
+
+/// A failed sync is final: what was written may be gone although the next sync succeeds. Nobody is confirmed.
+fn die(error: &str) -> ! {
+    tracing::error!(%error, "the store failed; the process ends, nothing of the last group was confirmed");
+    std::process::exit(1);
+}
