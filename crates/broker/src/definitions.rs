@@ -340,6 +340,11 @@ impl BindingDefinition {
     }
 }
 
+/// Whether a vhost may have this name.
+pub fn check_vhost_name(name: &str) -> Result<()> {
+    check_name("vhost", name)
+}
+
 /// Names that only the broker gives: files that hold things of such names are read without them, as RabbitMQ reads them.
 pub fn is_reserved(name: &str) -> bool {
     name.is_empty() || name.starts_with("amq.")

@@ -85,3 +85,6 @@ pub const POLICIES_MAX: usize = 1_000;
 
 /// A definitions file: a million queues with their bindings fit.
 pub const DEFINITIONS_BYTES_MAX: usize = 512 << 20;
+
+/// Queues that get a new policy in one turn.
+pub const QUEUES_PER_SWEEP: u32 = 2_000;

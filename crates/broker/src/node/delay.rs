@@ -227,6 +227,19 @@ impl Node {
         self.settle_down(now, effects, &mut []);
     }
 
+    /// Its vhost is gone.
+    pub(super) fn forget_delays(&mut self, vhost: VhostKey) {
+        let names: Vec<BucketName> = self.delays.buckets.keys().filter(|name| name.vhost == vhost).cloned().collect();
+        for name in names {
+            if let Some(bucket) = self.delays.buckets.remove(&name) {
+                self.delays.logs.remove(&bucket.log);
+                let vhost = self.vhosts[vhost.0].name.clone();
+                self.forget_bucket(&vhost, &name.exchange, name.time);
+                self.put(Op::Drop { log: bucket.log }, CommitLevel::Lazy);
+            }
+        }
+    }
+
     /// Messages that wait in delaying exchanges.
     pub fn delayed_messages(&self) -> u64 {
         self.delays.buckets.values().map(|bucket| bucket.waiting).sum()
