@@ -593,7 +593,7 @@ impl Connection {
         channel.book.take_all(&mut runs);
         for run in runs.iter() {
             self.links.settled(run.link, run.count);
-            put_settle(requests, &mut self.pending, number, *run, Outcome::Release, false);
+            put_settle(requests, &mut self.pending, number, *run, Outcome::Requeue { failed: false }, false);
         }
         self.scratch = runs;
         match (answer, self.pending.pop_back()) {
@@ -714,7 +714,7 @@ impl Connection {
                 let epoch = channel.epoch;
                 // Free before the client can know it: it may open the number again at once.
                 self.channels.remove(number);
-                self.links.free_all(number, epoch);
+                self.links.forget(number, epoch);
                 self.say(number, &Method::ChannelCloseOk {});
             }
             (Then::Purged { .. } | Then::Deleted { .. }, _) => {}

@@ -269,7 +269,7 @@ struct Shape {
     persistent: bool,
     priority: Option<u8>,
     mandatory: bool,
-    /// Its route may not be shared, or its verdict must be its own: the run has one record.
+    /// Its route may not be shared (CC and BCC are of one message): the run has one record.
     alone: bool,
 }
 
@@ -401,8 +401,7 @@ impl Publisher {
             return Err(Refusal::not_implemented("immediate=true").at(PUBLISH));
         }
         let mandatory = bits & 1 != 0;
-        // One unroutable record among others could not be told apart where headers decide.
-        let alone = !more_keys.is_empty() || (mandatory && seen.headers);
+        let alone = !more_keys.is_empty();
         self.shape = Shape { persistent: seen.persistent, priority: seen.priority, mandatory, alone };
         self.route = Some(if more_keys.is_empty() {
             self.route_to(exchange, key)
@@ -495,7 +494,7 @@ impl Publisher {
 impl Shape {
     #[inline]
     fn fits(&self, seen: Seen) -> bool {
-        self.persistent == seen.persistent && self.priority == seen.priority && !self.alone && !(self.mandatory && seen.headers)
+        self.persistent == seen.persistent && self.priority == seen.priority && !self.alone
     }
 }
 
