@@ -19,6 +19,7 @@ use crate::frame::{self, Frame};
 use crate::limits::{BODY_BYTES_CEILING, COLLECTED_MESSAGES_MAX, TX_MANDATORY_BYTES_MAX};
 use crate::method::{self, Method, PUBLISH};
 use crate::publish::{self, Author, Collecting, Content, Pieces, Publisher, Whole};
+use crate::reader::Malformed;
 use broker::{Batch, LinkId, Outcome, Reply, Request};
 use protocol::Now;
 use std::collections::{BTreeMap, VecDeque};
@@ -262,7 +263,8 @@ impl Connection {
                 }
                 match id {
                     PUBLISH => {
-                        let (_, tail) = fields.split_first_chunk::<2>().ok_or_else(|| Refusal::of_method(crate::reader::Malformed::Length, id, fields))?;
+                        let short = || Refusal::of_method(Malformed::Length, id, fields);
+                        let (_ticket, tail) = fields.split_first_chunk::<2>().ok_or_else(short)?;
                         if let Some(channel) = self.channels.get_mut(number) {
                             channel.content = Content::Method(tail.into());
                         }
@@ -323,7 +325,8 @@ impl Connection {
         if size == 0 {
             self.publish(now, number, &tail, properties, &[], requests);
         } else {
-            channel.content = Content::Collecting(Box::new(Collecting { tail, properties: properties.into(), size, body: Vec::new() }));
+            let collecting = Collecting { tail, properties: properties.into(), size, body: Vec::new() };
+            channel.content = Content::Collecting(Box::new(collecting));
         }
         Ok(())
     }
