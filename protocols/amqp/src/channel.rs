@@ -18,7 +18,8 @@ use crate::error::{Code, Refusal};
 use crate::frame::{self, Frame};
 use crate::limits::{BODY_BYTES_CEILING, COLLECTED_MESSAGES_MAX, TX_MANDATORY_BYTES_MAX};
 use crate::method::{self, Method, PUBLISH};
-use crate::publish::{self, Author, Collecting, Content, Publisher, Whole};
+use crate::publish::{self, Author, Collecting, Content, Pieces, Publisher, Whole};
+use crate::reader::Malformed;
 use broker::{Batch, LinkId, Outcome, Reply, Request};
 use protocol::Now;
 use std::collections::{BTreeMap, VecDeque};
@@ -122,15 +123,20 @@ impl Channel {
 
     pub(crate) fn flush_run(&mut self, requests: &mut Vec<Request>, pending: &mut VecDeque<Pending>) {
         if let Some(run) = self.publisher.end_run() {
-            let mut sender = Sender {
-                number: self.number,
-                epoch: self.epoch,
-                is_confirming: self.is_confirming,
-                is_transactional: self.transaction.is_some(),
-                published: &mut self.confirmed.published,
-            };
-            sender.send(run, requests, pending);
+            self.sender().1.send(run, requests, pending);
         }
+    }
+
+    /// The publisher, and where its runs go.
+    fn sender(&mut self) -> (&mut Publisher, Sender<'_>) {
+        let sender = Sender {
+            number: self.number,
+            epoch: self.epoch,
+            is_confirming: self.is_confirming,
+            is_transactional: self.transaction.is_some(),
+            published: &mut self.confirmed.published,
+        };
+        (&mut self.publisher, sender)
     }
 }
 
@@ -182,11 +188,18 @@ impl Connection {
             && matches!(channel.content, Content::Nothing)
         {
             let rest = input.get(frame.size()..).unwrap_or_default();
-            if let Some(whole) = Whole::find(rest, number, self.frame_max, self.settings.message_bytes_max)
-                && let Some(tail) = frame.payload.get(6..)
-            {
+            let tail = frame.payload.get(6..).unwrap_or_default();
+            let (frame_max, body_max) = (self.frame_max, self.settings.message_bytes_max);
+            if let Some(whole) = Whole::find(rest, number, frame_max, body_max) {
                 let consumed = frame.size() + whole.consumed;
-                self.publish(now, number, tail, whole.properties, whole.body(), requests);
+                self.publish(now, number, tail, whole.properties, &[whole.body], requests);
+                let method_frame = input.get(..frame.size()).unwrap_or_default();
+                let rest = input.get(consumed..).unwrap_or_default();
+                return Step::Took(consumed + self.publish_alike(now, number, method_frame, whole.properties, rest, requests));
+            }
+            if let Some(pieces) = Pieces::find(rest, number, frame_max, body_max) {
+                let consumed = frame.size() + pieces.consumed;
+                self.publish(now, number, tail, pieces.properties, pieces.body(), requests);
                 return Step::Took(consumed);
             }
         }
@@ -250,7 +263,8 @@ impl Connection {
                 }
                 match id {
                     PUBLISH => {
-                        let (_, tail) = fields.split_first_chunk::<2>().ok_or_else(|| Refusal::of_method(crate::reader::Malformed::Length, id, fields))?;
+                        let short = || Refusal::of_method(Malformed::Length, id, fields);
+                        let (_ticket, tail) = fields.split_first_chunk::<2>().ok_or_else(short)?;
                         if let Some(channel) = self.channels.get_mut(number) {
                             channel.content = Content::Method(tail.into());
                         }
@@ -311,7 +325,8 @@ impl Connection {
         if size == 0 {
             self.publish(now, number, &tail, properties, &[], requests);
         } else {
-            channel.content = Content::Collecting(Box::new(Collecting { tail, properties: properties.into(), size, body: Vec::new() }));
+            let collecting = Collecting { tail, properties: properties.into(), size, body: Vec::new() };
+            channel.content = Content::Collecting(Box::new(collecting));
         }
         Ok(())
     }
@@ -366,6 +381,29 @@ impl Connection {
         if let Err(refusal) = publisher.add(now, tail, properties, body, author, |run| sender.send(run, requests, pending)) {
             self.refuse(now, number, refusal, requests);
         }
+    }
+
+    /// A message has been published: takes those behind it that are like it.
+    #[inline]
+    fn publish_alike(
+        &mut self,
+        now: Now,
+        number: u16,
+        method_frame: &[u8],
+        properties: &[u8],
+        rest: &[u8],
+        requests: &mut Vec<Request>,
+    ) -> usize {
+        let bytes_max = self.settings.message_bytes_max.min(u64::from(self.frame_max) - 8);
+        let Some(channel) = self.channels.get_mut(number).filter(|channel| channel.is_open()) else { return 0 };
+        channel.publisher.remember(method_frame, properties);
+        let (publisher, mut sender) = channel.sender();
+        let pending = &mut self.pending;
+        let taken = publisher.add_alike(now, rest, bytes_max, |run| sender.send(run, requests, pending));
+        if taken > 0 && publisher.has_run() && self.open_runs.last() != Some(&number) {
+            self.open_runs.push(number);
+        }
+        taken
     }
 
     /// basic.ack, basic.nack, basic.reject.
@@ -558,7 +596,7 @@ impl Connection {
         channel.book.take_all(&mut runs);
         for run in runs.iter() {
             self.links.settled(run.link, run.count);
-            put_settle(requests, &mut self.pending, number, *run, Outcome::Release, false);
+            put_settle(requests, &mut self.pending, number, *run, Outcome::Requeue { failed: false }, false);
         }
         self.scratch = runs;
         match (answer, self.pending.pop_back()) {
@@ -571,8 +609,11 @@ impl Connection {
 
     /// A barrier was refused.
     pub(crate) fn handle_failed(&mut self, now: Now, number: u16, then: Then, refusal: Refusal, requests: &mut Vec<Request>) {
-        if let Then::Consume { link, .. } | Then::ReplyConsume { link, .. } = then {
-            self.links.gone(link);
+        match then {
+            Then::Consume { link, .. } | Then::ReplyConsume { link, .. } => self.links.gone(link),
+            // Leaving can't be refused.
+            Then::Leave => return self.handle_done(now, number, then, Reply::Done { safe_at: None }, requests),
+            _ => {}
         }
         self.refuse(now, number, refusal, requests);
     }
@@ -676,7 +717,7 @@ impl Connection {
                 let epoch = channel.epoch;
                 // Free before the client can know it: it may open the number again at once.
                 self.channels.remove(number);
-                self.links.free_all(number, epoch);
+                self.links.forget(number, epoch);
                 self.say(number, &Method::ChannelCloseOk {});
             }
             (Then::Purged { .. } | Then::Deleted { .. }, _) => {}

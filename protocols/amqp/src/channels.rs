@@ -4,9 +4,11 @@ use crate::channel::Channel;
 
 const PAGE: usize = 64;
 
+type Page = [Option<Box<Channel>>; PAGE];
+
 #[derive(Debug, Default)]
 pub(crate) struct Channels {
-    pages: Vec<Option<Box<[Option<Box<Channel>>; PAGE]>>>,
+    pages: Vec<Option<Box<Page>>>,
     count: u32,
 }
 

@@ -55,7 +55,7 @@ pub(crate) enum Pending {
     Publish { channel: u16, epoch: u32, first: u64, count: u32, confirm: bool, returns: Option<Arc<Batch>> },
     /// Nothing to tell anybody.
     Quiet,
-    /// A channel that we closed: its links are free now.
+    /// A channel that we closed: its links are gone now.
     Closed { channel: u16, epoch: u32 },
     Barrier { channel: u16, method: (u16, u16), then: Then },
 }
@@ -517,7 +517,7 @@ impl Connection {
                 self.handle_published(now, pending, published, requests);
             }
             (Pending::Publish { .. } | Pending::Quiet, _) => {}
-            (Pending::Closed { channel, epoch }, _) => self.links.free_all(channel, epoch),
+            (Pending::Closed { channel, epoch }, _) => self.links.forget(channel, epoch),
             (Pending::Barrier { channel, method, then }, reply) => {
                 self.barriers -= 1;
                 match (self.state, reply) {

@@ -84,6 +84,7 @@ impl Connection {
         // A reply address can be looked for, never made.
         let passive = passive || given.starts_with(REPLY_TO);
         // An exclusive queue ends with its connection, so it has nothing to keep.
+        let durable = durable && !exclusive;
         Ok(DeclareQueue { name: given, server_named, passive, durable, exclusive, auto_delete, arguments })
     }
 

@@ -2,20 +2,20 @@
 //!
 //! ```text
 //!            Consume asked        Done                    cancel, from either side
-//! (free) ------------------> Opening ------------> Live ---------------------------> Gone ---> rests, then (free)
+//! (new) -------------------> Opening ------------> Live ---------------------------> Gone ---> forgotten
 //!                        deliveries wait      deliveries go out            dropped; what it holds can
 //!                        behind consume-ok                                 still be settled by tag
 //! ```
 
 use crate::ORIGIN;
 use crate::frame::{self, HEADER, METHOD};
-use crate::limits::LINK_REST;
+use crate::limits::FRAME_OVERHEAD;
 use crate::method::{self, Method};
 use crate::properties;
 use crate::reader::{cut, patch, put_short};
 use broker::message::Facts;
 use broker::{Batch, Delivery, LinkId};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 /// Deliveries of one link under consecutive tags.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -121,33 +121,28 @@ pub struct Link {
     template: Template,
 }
 
-/// A connection's links by number. Numbers are small; a freed one rests a while before it is given out again.
+/// A connection's links by number. No number is given out twice: a delivery may still be on its way to its old owner.
 #[derive(Debug, Default)]
 pub struct Links {
-    links: Vec<Option<Link>>,
-    resting: VecDeque<LinkId>,
+    links: BTreeMap<LinkId, Box<Link>>,
+    next: LinkId,
 }
 
 impl Links {
     pub fn open(&mut self, channel: u16, epoch: u32, tag: Box<str>, auto_settle: bool, state: LinkState) -> LinkId {
-        let link = Some(Link { channel, epoch, tag, auto_settle, state, held: 0, template: Template::default() });
-        if self.resting.len() > LINK_REST
-            && let Some(id) = self.resting.pop_front()
-            && let Some(place) = self.links.get_mut(id as usize)
-        {
-            *place = link;
-            return id;
-        }
-        self.links.push(link);
-        (self.links.len() - 1) as LinkId
+        let link = Link { channel, epoch, tag, auto_settle, state, held: 0, template: Template::default() };
+        let id = self.next;
+        self.next += 1;
+        self.links.insert(id, Box::new(link));
+        id
     }
 
     #[inline]
     pub fn get_mut(&mut self, id: LinkId) -> Option<&mut Link> {
-        self.links.get_mut(id as usize)?.as_mut()
+        self.links.get_mut(&id).map(|link| &mut **link)
     }
 
-    /// No more deliveries; its number rests once nothing of it is held.
+    /// No more deliveries; it is forgotten once nothing of it is held.
     pub fn gone(&mut self, id: LinkId) {
         if let Some(link) = self.get_mut(id) {
             link.state = LinkState::Gone;
@@ -156,33 +151,24 @@ impl Links {
     }
 
     /// `count` deliveries less are held.
+    #[inline]
     pub fn settled(&mut self, id: LinkId, count: u64) {
         if let Some(link) = self.get_mut(id) {
             link.held = link.held.saturating_sub(count);
             if link.held == 0 && matches!(link.state, LinkState::Gone) {
-                self.free(id);
+                self.links.remove(&id);
             }
         }
     }
 
     /// The pool of a channel is closed: nothing of it is left.
-    pub fn free_all(&mut self, channel: u16, epoch: u32) {
-        for id in 0..self.links.len() as LinkId {
-            if self.get_mut(id).is_some_and(|link| link.channel == channel && link.epoch == epoch) {
-                self.free(id);
-            }
-        }
+    pub fn forget(&mut self, channel: u16, epoch: u32) {
+        self.links.retain(|_, link| link.channel != channel || link.epoch != epoch);
     }
 
-    fn free(&mut self, id: LinkId) {
-        if let Some(place) = self.links.get_mut(id as usize) {
-            *place = None;
-            self.resting.push_back(id);
-        }
-    }
-
+    /// Forgets all. Numbers go on.
     pub fn clear(&mut self) {
-        *self = Links::default();
+        self.links.clear();
     }
 }
 
@@ -315,8 +301,16 @@ fn put_templated(
     patch(out, at + template.header_at + 3, &(properties.len() as u32 + 12).to_be_bytes());
     patch(out, at + template.header_at + 11, &(body.len() as u64).to_be_bytes());
     out.extend_from_slice(properties);
-    out.push(frame::END);
-    frame::put_body(out, channel, body, frame_max);
+    if !body.is_empty() && body.len() <= (frame_max - FRAME_OVERHEAD) as usize {
+        let [high, low] = channel.to_be_bytes();
+        let [s0, s1, s2, s3] = (body.len() as u32).to_be_bytes();
+        out.extend_from_slice(&[frame::END, frame::BODY, high, low, s0, s1, s2, s3]);
+        out.extend_from_slice(body);
+        out.push(frame::END);
+    } else {
+        out.push(frame::END);
+        frame::put_body(out, channel, body, frame_max);
+    }
 }
 
 /// A message that was asked for.

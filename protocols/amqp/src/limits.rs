@@ -23,8 +23,6 @@ pub const COLLECTED_MESSAGES_MAX: u64 = 4;
 pub const TX_MANDATORY_BYTES_MAX: usize = 32 << 20;
 /// Routes that a channel remembers beside its current one.
 pub const ROUTES_MAX: usize = 8;
-/// A link number rests behind this many others before it is used again: a delivery may still be on its way to its old owner.
-pub const LINK_REST: usize = 32;
 /// Prefix that a client may ask for in front of a server-made queue name.
 pub const NAME_PREFIX_BYTES_MAX: usize = 64;
 /// Of a message that lives longer nobody would see the end: ten years.

@@ -69,11 +69,10 @@ pub fn header(payload: &[u8]) -> Option<(u16, u64, &[u8])> {
 /// A body in more frames than this is collected.
 const PIECES_MAX: usize = 8;
 
-/// A message whose header and body frames all stand in the input, one behind the other.
+/// A message whose header and body frames all stand in the input, one behind the other; almost always the body is one piece.
 pub struct Whole<'a> {
     pub properties: &'a [u8],
-    pieces: [&'a [u8]; PIECES_MAX],
-    count: usize,
+    pub body: &'a [u8],
     /// Bytes of its frames.
     pub consumed: usize,
 }
@@ -83,28 +82,60 @@ impl<'a> Whole<'a> {
     #[inline]
     pub fn find(input: &'a [u8], channel: u16, frame_max: u32, body_max: u64) -> Option<Whole<'a>> {
         let Scan::Frame(head @ Frame { kind: frame::HEADER, .. }) = frame::scan(input, frame_max) else { return None };
+        // Class 60, weight, body size, properties.
+        let (&[0, 60, _, _, s0, s1, s2, s3, s4, s5, s6, s7], properties) = head.payload.split_first_chunk::<12>()? else {
+            return None;
+        };
+        let size = u64::from_be_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
+        if head.channel != channel || size > body_max {
+            return None;
+        }
+        let consumed = head.size();
+        if size == 0 {
+            return Some(Whole { properties, body: &[], consumed });
+        }
+        let Scan::Frame(body @ Frame { kind: frame::BODY, .. }) = frame::scan(input.get(consumed..)?, frame_max) else {
+            return None;
+        };
+        let is_whole = body.channel == channel && body.payload.len() as u64 == size;
+        is_whole.then(|| Whole { properties, body: body.payload, consumed: consumed + body.size() })
+    }
+}
+
+/// A message whose body is in a few frames, all of them there.
+pub struct Pieces<'a> {
+    pub properties: &'a [u8],
+    pieces: [&'a [u8]; PIECES_MAX],
+    count: usize,
+    pub consumed: usize,
+}
+
+impl<'a> Pieces<'a> {
+    /// What [`Whole::find`] can't.
+    #[inline(never)]
+    pub fn find(input: &'a [u8], channel: u16, frame_max: u32, body_max: u64) -> Option<Pieces<'a>> {
+        let Scan::Frame(head @ Frame { kind: frame::HEADER, .. }) = frame::scan(input, frame_max) else { return None };
         let (class, size, properties) = header(head.payload)?;
         if class != PUBLISH.0 || head.channel != channel || size > body_max {
             return None;
         }
-        let mut whole = Whole { properties, pieces: [&[]; PIECES_MAX], count: 0, consumed: head.size() };
+        let mut found = Pieces { properties, pieces: [&[]; PIECES_MAX], count: 0, consumed: head.size() };
         let mut left = size;
         while left > 0 {
-            let Scan::Frame(body @ Frame { kind: frame::BODY, .. }) = frame::scan(input.get(whole.consumed..)?, frame_max) else {
+            let Scan::Frame(body @ Frame { kind: frame::BODY, .. }) = frame::scan(input.get(found.consumed..)?, frame_max) else {
                 return None;
             };
             left = left.checked_sub(body.payload.len() as u64)?;
             if body.channel != channel {
                 return None;
             }
-            *whole.pieces.get_mut(whole.count)? = body.payload;
-            whole.count += 1;
-            whole.consumed += body.size();
+            *found.pieces.get_mut(found.count)? = body.payload;
+            found.count += 1;
+            found.consumed += body.size();
         }
-        Some(whole)
+        Some(found)
     }
 
-    #[inline]
     pub fn body(&self) -> &[&'a [u8]] {
         self.pieces.get(..self.count).unwrap_or_default()
     }
@@ -225,6 +256,9 @@ pub struct Publisher {
     /// The last property block that was inspected and needed no change.
     memo: Vec<u8>,
     memo_seen: Seen,
+    /// How a message of this shape with these properties begins on the wire: its method frame, and its header frame up to the
+    /// body size. Empty: not known.
+    prefix: Vec<u8>,
     run: Option<OpenRun>,
     /// How big the last run became: memory for the next one.
     run_bytes: usize,
@@ -235,7 +269,7 @@ struct Shape {
     persistent: bool,
     priority: Option<u8>,
     mandatory: bool,
-    /// Its route may not be shared, or its verdict must be its own: the run has one record.
+    /// Its route may not be shared (CC and BCC are of one message): the run has one record.
     alone: bool,
 }
 
@@ -279,6 +313,7 @@ impl Publisher {
             };
             let Inspected { seen, changed, more_keys } = inspected;
             let plain = changed.is_none() && more_keys.is_empty();
+            self.prefix.clear();
             if plain {
                 self.memo.clear();
                 self.memo.extend_from_slice(properties);
@@ -296,6 +331,55 @@ impl Publisher {
         Ok(())
     }
 
+    /// The message just added began so; the next one may well begin the same.
+    #[inline]
+    pub fn remember(&mut self, method_frame: &[u8], properties: &[u8]) {
+        if self.prefix.is_empty() && !self.tail.is_empty() && properties == self.memo {
+            self.prefix.extend_from_slice(method_frame);
+            self.prefix.push(frame::HEADER);
+            self.prefix.extend_from_slice(method_frame.get(1..3).unwrap_or_default());
+            self.prefix.extend_from_slice(&(properties.len() as u32 + 12).to_be_bytes());
+            self.prefix.extend_from_slice(&[0, 60, 0, 0]);
+        }
+    }
+
+    /// Takes messages off the input that begin like the last one: the frames around them are compared, not read. Answers how many
+    /// bytes; 0 at the first that is different in any way.
+    pub fn add_alike(&mut self, now: Now, mut input: &[u8], bytes_max: u64, mut flush: impl FnMut(Run)) -> usize {
+        let before = input.len();
+        while let Some((body, rest)) = self.alike(input, bytes_max) {
+            // Equal to what stands in the input.
+            let properties = std::mem::take(&mut self.memo);
+            self.push(now, self.memo_seen, &properties, &[body]);
+            self.memo = properties;
+            input = rest;
+            if self.is_full() {
+                self.end_run().map(&mut flush);
+            }
+        }
+        before - input.len()
+    }
+
+    /// The body of such a message, and what follows it.
+    #[inline]
+    fn alike<'a>(&self, input: &'a [u8], bytes_max: u64) -> Option<(&'a [u8], &'a [u8])> {
+        if self.prefix.is_empty() {
+            return None;
+        }
+        let (size, rest) = input.strip_prefix(&self.prefix[..])?.split_first_chunk::<8>()?;
+        let size = u64::from_be_bytes(*size);
+        let (&[frame::END, frame::BODY, c0, c1, s0, s1, s2, s3], rest) = rest.strip_prefix(&self.memo[..])?.split_first_chunk::<8>()?
+        else {
+            return None;
+        };
+        let is_one_piece = u64::from(u32::from_be_bytes([s0, s1, s2, s3])) == size && size <= bytes_max;
+        if !is_one_piece || self.prefix.get(1..3) != Some(&[c0, c1]) {
+            return None;
+        }
+        let (body, rest) = rest.split_at_checked(size as usize)?;
+        Some((body, rest.strip_prefix(&[frame::END])?))
+    }
+
     fn is_full(&self) -> bool {
         self.shape.alone
             || self.run.as_ref().is_some_and(|run| run.builder.len() >= RUN_RECORDS_MAX || run.builder.size() >= RUN_BYTES_MAX)
@@ -304,6 +388,7 @@ impl Publisher {
     fn reshape(&mut self, tail: &[u8], seen: Seen, more_keys: Vec<Box<str>>) -> Result<(), Refusal> {
         // Nothing may look like the old shape if this one is refused.
         self.tail.clear();
+        self.prefix.clear();
         let mut reader = Reader::new(tail);
         let mut fields = || {
             let exchange = reader.short()?;
@@ -316,8 +401,7 @@ impl Publisher {
             return Err(Refusal::not_implemented("immediate=true").at(PUBLISH));
         }
         let mandatory = bits & 1 != 0;
-        // One unroutable record among others could not be told apart where headers decide.
-        let alone = !more_keys.is_empty() || (mandatory && seen.headers);
+        let alone = !more_keys.is_empty();
         self.shape = Shape { persistent: seen.persistent, priority: seen.priority, mandatory, alone };
         self.route = Some(if more_keys.is_empty() {
             self.route_to(exchange, key)
@@ -410,7 +494,7 @@ impl Publisher {
 impl Shape {
     #[inline]
     fn fits(&self, seen: Seen) -> bool {
-        self.persistent == seen.persistent && self.priority == seen.priority && !self.alone && !(self.mandatory && seen.headers)
+        self.persistent == seen.persistent && self.priority == seen.priority && !self.alone
     }
 }
 

@@ -32,6 +32,9 @@ fn conversation(random: &mut Random) -> Vec<u8> {
             1 => say(&format!("{channel} publish x {key} headers=CC:[z];i:{i} text")),
             2 => say(&format!("{channel} publish x {key} expiration={i} text{i}")),
             3 => say("0 heartbeat"),
+            // Many of a kind, but for the size.
+            8 => (0..20).for_each(|j| say(&format!("1 publish x a mode=2 content-type=t {}", "b".repeat(j % 7 * 700)))),
+            9 => (0..20).for_each(|j| say(&format!("2 publish x a headers=n:1 {}", "b".repeat(j % 5 * 40)))),
             4..=6 if tag < 200 => {
                 tag += 1;
                 say(&format!("1 BasicAck delivery_tag={tag}"));
@@ -98,7 +101,8 @@ fn note(request: &Request, asked: &mut BTreeMap<u32, Vec<String>>) {
             for i in 0..publish.batch.len() {
                 let record = publish.batch.record(i);
                 let facts = Facts::parse(record.block().unwrap()).unwrap();
-                let line = format!("{:?} {} {:?} {:?}", publish.route, publish.persistent, facts, record.value.map(<[u8]>::len));
+                let body = record.value.map(|body| (body.len(), body.last().copied()));
+                let line = format!("{:?} {} {facts:?} {body:?}", publish.route, publish.persistent);
                 asked.entry(*ticket).or_default().push(line);
             }
         }

@@ -572,6 +572,11 @@ fn parse_reply(line: &str) -> Reply {
             safe_at,
         },
         "removed" => Reply::Removed { messages: words[0].parse().unwrap(), safe_at },
+        // `committed@5 unroutable=0`: the only record of that publish.
+        "committed" => {
+            let unroutable = words.iter().filter_map(|word| word.strip_prefix("unroutable=")).map(|i| (i.parse().unwrap(), 0..1));
+            Reply::Committed { safe_at, unroutable: unroutable.collect() }
+        }
         "address" => Reply::ReplyAddress { name: words[0].into() },
         "empty" => Reply::Got { delivery: None, left: 0 },
         "got" => {
@@ -580,7 +585,7 @@ fn parse_reply(line: &str) -> Reply {
         }
         "published" => Reply::Published(Published {
             safe_at,
-            unroutable: words.contains(&"unroutable"),
+            unroutable: if words.contains(&"unroutable") { std::iter::once(0..1).collect() } else { Vec::new() },
             refused: words
                 .iter()
                 .find_map(|word| word.strip_prefix("refused="))
@@ -725,6 +730,7 @@ pub fn answer(request: &Request) -> Reply {
         Request::DeleteQueue { .. } | Request::Purge { .. } => Reply::Removed { messages: 0, safe_at: None },
         Request::OpenReplyAddress { .. } => Reply::ReplyAddress { name: "amq.rabbitmq.reply-to.1".into() },
         Request::Get { .. } => Reply::Got { delivery: None, left: 0 },
+        Request::Commit { .. } => Reply::Committed { safe_at: None, unroutable: Vec::new() },
         _ => Reply::Done { safe_at: None },
     }
 }
