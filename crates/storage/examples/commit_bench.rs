@@ -2,7 +2,7 @@
 //!
 //! `cargo run --release -p storage --example commit_bench -- [DIR] [million records] [settle|keep] [records a batch] [bytes]`
 //!
-//! `settle` (the default): every batch is settled soon after it is durable, as a queue whose readers keep up.
+//! `settle` (the default): every batch is settled soon after it is durable, as a log whose readers keep up.
 //! `BENCH_KILL=1`: ends without closing, to see what recovery takes.
 //! `keep`: nothing is settled; checkpoints write everything a second time, to segments.
 
