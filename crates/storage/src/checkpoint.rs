@@ -44,9 +44,9 @@ pub(crate) struct Checkpointer {
     /// Segments with bytes that no sync has covered, and whether names were added to their directory.
     pub unsynced: BTreeSet<SegmentId>,
     pub names_unsynced: bool,
-    /// A checkpoint of this start was queued.
+    /// A checkpoint of this start was lined up.
     pub begun: bool,
-    /// A record that is queued for the journal and not known to be durable.
+    /// A record that waits for the journal and not known to be durable.
     pub waiting: Option<Waiting>,
 }
 
@@ -134,7 +134,7 @@ impl Store {
         };
         between();
         let is_first = !std::mem::replace(&mut ck.begun, true);
-        let record = self.queue_record(ck, pass.cut, clean);
+        let record = self.enter_record(ck, pass.cut, clean);
         self.complete(ck, Waiting { record, doomed: pass.doomed, old_snapshot, is_first })
     }
 
@@ -262,7 +262,7 @@ impl Store {
     }
 
     /// Step 5, first half. From here on the record may become durable at any time, and everything in it is true already.
-    fn queue_record(&self, ck: &mut Checkpointer, cut: u64, clean: bool) -> Checkpoint {
+    fn enter_record(&self, ck: &mut Checkpointer, cut: u64, clean: bool) -> Checkpoint {
         let mut state = self.lock();
         ck.number += 1;
         state.accepted += 1;
@@ -284,7 +284,7 @@ impl Store {
             file_bytes: self.settings.journal_file_bytes,
             clean,
         };
-        state.queue.checkpoint(&record);
+        state.backlog.checkpoint(&record);
         state.sync_waits = true;
         record
     }

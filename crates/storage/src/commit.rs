@@ -42,7 +42,7 @@ pub enum Level {
 
 /// `count` offsets: `first`, `first + stride`, `first + 2 * stride`, …
 ///
-/// Two workers that share a queue take turns, so what one of them settles is every second offset: a stride keeps that one run.
+/// Two workers that share a backlog take turns, so what one of them settles is every second offset: a stride keeps that one run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Run {
     pub first: Offset,

@@ -1,6 +1,6 @@
 //! A frame: one commit as it stands in the journal. Lib.rs has the drawing.
 //!
-//! A frame is encoded in two steps. Under the store's mutex the operations are appended to a [`Queue`] (no batch is touched,
+//! A frame is encoded in two steps. Under the store's mutex the operations are appended to a [`Backlog`] (no batch is touched,
 //! no CRC computed); the journal's writer then gives each frame its head and each batch its CRC, outside of any lock.
 
 use crate::batch::Batch;
@@ -105,15 +105,15 @@ impl Checkpoint {
 
 /// Commits that wait for the journal, encoded but for heads and CRCs.
 #[derive(Default)]
-pub(crate) struct Queue {
+pub(crate) struct Backlog {
     meta: Vec<u8>,
-    frames: Vec<Queued>,
+    frames: Vec<Lined>,
     batches: Vec<Arc<Batch>>,
     /// Bytes of all frames.
     pub bytes: usize,
 }
 
-struct Queued {
+struct Lined {
     kind: u8,
     /// Where its part of `meta` and of `batches` ends.
     meta_end: usize,
@@ -124,7 +124,7 @@ struct Queued {
 /// An append's target: (log, base offset, how many volatile offsets lie directly before it).
 pub(crate) type Target = (LogId, Offset, u64);
 
-impl Queue {
+impl Backlog {
     pub fn is_empty(&self) -> bool {
         self.frames.is_empty()
     }
@@ -205,7 +205,7 @@ impl Queue {
         let bodies: usize = self.batches[batches_from..].iter().map(|b| b.size() - BATCH_HEAD).sum();
         let bytes = (HEAD_BYTES + self.meta.len() - meta_from + bodies).next_multiple_of(ALIGN);
         self.bytes += bytes;
-        self.frames.push(Queued { kind, meta_end: self.meta.len(), batches_end: self.batches.len(), bytes });
+        self.frames.push(Lined { kind, meta_end: self.meta.len(), batches_end: self.batches.len(), bytes });
     }
 
     /// Writes frame `index` as it stands on disk: small things into `small`, large bodies named for a vectored write.

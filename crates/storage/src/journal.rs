@@ -3,7 +3,7 @@
 use crate::commit::Position;
 use crate::disk::DiskFile;
 use crate::error::{Error, SYNC, SYNC_DIR};
-use crate::frame::{FrameHead, GroupImage, Queue};
+use crate::frame::{FrameHead, GroupImage, Backlog};
 use crate::limits;
 use crate::planted::{self, Bug};
 use crate::state::JournalFile;
@@ -25,8 +25,8 @@ pub(crate) struct Writer {
     /// The number of the next group, and the position of the last frame written.
     group: u64,
     position: u64,
-    queue: Queue,
-    /// Frames of `queue` that are durable.
+    backlog: Backlog,
+    /// Frames of `backlog` that are durable.
     done: usize,
     image: GroupImage,
 }
@@ -39,8 +39,8 @@ impl Writer {
     /// How many frames from `done` on fit in `room` bytes, and their bytes. A group is bounded too, but for a single frame.
     fn frames_in(&self, room: u64) -> (usize, usize) {
         let (mut count, mut bytes) = (0, 0);
-        for frame in self.done..self.queue.len() {
-            let more = bytes + self.queue.frame_bytes(frame);
+        for frame in self.done..self.backlog.len() {
+            let more = bytes + self.backlog.frame_bytes(frame);
             if more as u64 > room || (count > 0 && more > limits::GROUP_BYTES_MAX) {
                 break;
             }
@@ -56,10 +56,10 @@ impl Store {
     /// A full disk is not an error: what waits goes on waiting, and [`Store::pressure`] says so.
     pub fn write_group(&self) -> Result<Position, Error> {
         let mut writer = self.writer.lock().expect("a panic while writing the journal is final");
-        if writer.done == writer.queue.len() && !self.take_queue(&mut writer)? {
+        if writer.done == writer.backlog.len() && !self.take_backlog(&mut writer)? {
             return Ok(self.durable());
         }
-        while writer.done < writer.queue.len() {
+        while writer.done < writer.backlog.len() {
             match self.write_one(&mut writer) {
                 Ok(()) => {}
                 Err(error) if error.is_full() => {
@@ -78,19 +78,19 @@ impl Store {
         Ok(self.durable())
     }
 
-    /// Swaps the queue with the writer's empty one: neither ever allocates anew.
-    fn take_queue(&self, writer: &mut Writer) -> Result<bool, Error> {
-        writer.queue.clear();
+    /// Swaps the backlog with the writer's empty one: neither ever allocates anew.
+    fn take_backlog(&self, writer: &mut Writer) -> Result<bool, Error> {
+        writer.backlog.clear();
         writer.done = 0;
         let mut state = self.lock();
         if state.poisoned {
             return Err(Error::Poisoned);
         }
-        if state.queue.is_empty() {
+        if state.backlog.is_empty() {
             return Ok(false);
         }
-        std::mem::swap(&mut state.queue, &mut writer.queue);
-        state.in_flight = writer.queue.bytes;
+        std::mem::swap(&mut state.backlog, &mut writer.backlog);
+        state.in_flight = writer.backlog.bytes;
         state.sync_waits = false;
         state.deadline = None;
         Ok(true)
@@ -143,7 +143,7 @@ impl Store {
                 first: i == 0,
                 last: i + 1 == count,
             };
-            writer.queue.write(writer.done + i, head, &mut writer.image);
+            writer.backlog.write(writer.done + i, head, &mut writer.image);
         }
     }
 

@@ -7,7 +7,7 @@
 //! for the deadline of lazy commits.
 //!
 //! ```text
-//!   commit ──> state (one mutex) ──> queue ──> journal thread: write_group, one write, one fdatasync ──> durable()
+//!   commit ──> state (one mutex) ──> backlog ──> journal thread: write_group, one write, one fdatasync ──> durable()
 //!                 │   ▲
 //!                 │   └── read: memory tail, segments          checkpointer: tails ──> segments, notes ──> snapshot log,
 //!                 └── tails, settled ranges, keys                            record ──> journal, then root; journal reused

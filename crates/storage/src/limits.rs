@@ -14,12 +14,12 @@ pub const TAIL_BYTES_MAX: usize = 32 << 20;
 pub const SEGMENT_BYTES: u64 = 64 << 20;
 /// Read-ahead of a cold reader.
 pub const READ_BYTES: usize = 256 << 10;
-/// One write and sync of the journal: beyond it the first ones in a long queue would wait for the last.
+/// One write and sync of the journal: beyond it the first ones in a long line would wait for the last.
 pub const GROUP_BYTES_MAX: usize = 16 << 20;
 /// Groups begin at multiples of this: a page that holds what was promised is never written again.
 pub const GROUP_ALIGN: u64 = 4096;
 /// Commits that wait for the journal; beyond it publishers are stopped.
-pub const QUEUE_BYTES_MAX: usize = 64 << 20;
+pub const BACKLOG_BYTES_MAX: usize = 64 << 20;
 /// How far the tails may outgrow [`TAIL_BYTES_MAX`] while the disk is busy, before publishers are stopped.
 pub const TAIL_EXCESS: usize = 4;
 /// Segment files that are open at a time, whatever the number of logs.

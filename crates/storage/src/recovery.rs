@@ -122,13 +122,13 @@ fn journal_files(disk: &dyn Disk, dir: &Path) -> Result<Vec<u64>, Error> {
     Ok(numbers)
 }
 
-fn read_journal_file(disk: &dyn Disk, dir: &Path, number: u64) -> Result<Vec<u8>, Error> {
+/// Reads a whole file into a buffer that is used again and again: fresh memory costs more than the reading.
+fn read_journal_file(disk: &dyn Disk, dir: &Path, number: u64, bytes: &mut Vec<u8>) -> Result<(), Error> {
     let path = dir.join("journal").join(format!("{number:016x}"));
     let failed = |e| Error::io("read", &path, e);
     let file = disk.open(&path).map_err(failed)?;
-    let mut bytes = vec![0; file.len().map_err(failed)? as usize];
-    file.read_at(&mut bytes, 0).map_err(failed)?;
-    Ok(bytes)
+    bytes.resize(file.len().map_err(failed)? as usize, 0);
+    file.read_at(bytes, 0).map_err(failed)
 }
 
 /// The checkpoint to begin with. Usually the newer slot of the root file; if a slot does not read back, a record in the
@@ -146,8 +146,9 @@ fn find_checkpoint(
     let mut best = newest;
     // (incarnation, position) of the last frame, and where the unbroken run of frames that leads to it began.
     let mut last = (0, 0, 0);
+    let mut bytes = Vec::new();
     for number in journal {
-        let bytes = read_journal_file(disk, dir, *number)?;
+        read_journal_file(disk, dir, *number, &mut bytes)?;
         let mut at = 0;
         while at < bytes.len() {
             let Some(frame) = next_frame(&bytes, &mut at, |_| true) else { break };
@@ -286,15 +287,15 @@ impl Recovery {
     fn replay(&mut self) -> Result<(), Error> {
         let (needed, older): (Vec<u64>, Vec<u64>) = self.journal.iter().partition(|n| **n >= self.base.first_file);
         self.old_files = older.into_iter().map(unneeded).collect();
-        let mut walk = Walk::default();
+        let (mut walk, mut bytes) = (Walk::default(), Vec::new());
         for number in needed {
             self.old_files.push(unneeded(number));
             walk.file = number;
             if self.is_history(&walk, number) {
                 continue;
             }
-            match read_journal_file(&*self.store.disk, &self.store.settings.dir, number) {
-                Ok(bytes) => {
+            match read_journal_file(&*self.store.disk, &self.store.settings.dir, number, &mut bytes) {
+                Ok(()) => {
                     if (bytes.len() as u64) < self.base.file_bytes {
                         let what = format!("cut to {} of {} bytes", bytes.len(), self.base.file_bytes);
                         self.damage_at(self.store.journal_path(number), bytes.len() as u64, None, what);
@@ -414,7 +415,9 @@ impl Recovery {
                 FrameOp::Other(op) => self.replay_op(frame.head, op),
             }
         }
-        if self.store.lock().wants_spill(&self.store.settings) { self.store.spill() } else { Ok(()) }
+        // Much of what was appended is settled further on: room to wait for that spares writing it.
+        let excess = self.store.settings.tail_bytes_max.saturating_mul(limits::TAIL_EXCESS);
+        if self.store.lock().tail_bytes > excess { self.store.spill() } else { Ok(()) }
     }
 
     /// Whether the log's entry does not know of this commit yet; a log that no entry knows is missing its creation.

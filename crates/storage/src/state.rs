@@ -2,7 +2,7 @@
 
 use crate::batch::Batch;
 use crate::commit::{Commit, Level, LogId, Offset, Op, Position, Refused, Run};
-use crate::frame::{Queue, Target};
+use crate::frame::{Backlog, Target};
 use crate::limits;
 use crate::log::{Doomed, Log, Logs};
 use crate::planted::{self, Bug};
@@ -21,7 +21,7 @@ pub(crate) struct State {
     pub logs: Logs,
     pub epoch: u32,
     /// What waits for the journal; beginning with the commit after those that the writer has taken.
-    pub queue: Queue,
+    pub backlog: Backlog,
     /// Bytes that the writer has taken and not yet synced.
     pub in_flight: usize,
     pub accepted: u64,
@@ -100,12 +100,12 @@ impl State {
             Op::Append { batch, .. } => Some(batch.clone()),
             _ => None,
         });
-        self.queue.begin(batches);
+        self.backlog.begin(batches);
         for op in commit.ops {
             self.journal(&op);
             self.perform(op, level);
         }
-        self.queue.end();
+        self.backlog.end();
         self.accepted += 1;
         self.ask_for_group(settings, level);
         Ok(Position(self.accepted))
@@ -229,14 +229,14 @@ impl State {
                     // Already here: the same log may be named again.
                     log.durable_end = base + batch.span() as u64;
                 }
-                self.queue.append(&targets);
+                self.backlog.append(&targets);
                 if planted::has(Bug::LostSettleOrder) {
-                    std::mem::take(&mut self.late).iter().for_each(|op| self.queue.op(op));
+                    std::mem::take(&mut self.late).iter().for_each(|op| self.backlog.op(op));
                 }
             }
             Op::Settle { .. } if planted::has(Bug::LostSettleOrder) => self.late.push(op.clone()),
             Op::Put { .. } if planted::has(Bug::MetadataOutsideJournal) => {}
-            op => self.queue.op(op),
+            op => self.backlog.op(op),
         }
     }
 
@@ -339,7 +339,7 @@ impl State {
     /// Journal bytes in use: what a recovery would read.
     pub fn journal_bytes(&self, settings: &Settings) -> u64 {
         let full = self.files.len().saturating_sub(1) as u64 * settings.journal_file_bytes;
-        full + self.journal_at + (self.queue.bytes + self.in_flight) as u64
+        full + self.journal_at + (self.backlog.bytes + self.in_flight) as u64
     }
 
     pub fn pressure(&self, settings: &Settings) -> Pressure {
@@ -351,7 +351,7 @@ impl State {
             || self.checkpoint_full
             || self.space_low
             || self.tail_bytes > settings.tail_bytes_max.saturating_mul(limits::TAIL_EXCESS)
-            || self.queue.bytes + self.in_flight > limits::QUEUE_BYTES_MAX
+            || self.backlog.bytes + self.in_flight > limits::BACKLOG_BYTES_MAX
         {
             Pressure::Publishers
         } else {

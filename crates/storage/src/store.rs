@@ -104,7 +104,7 @@ pub struct Stats {
     pub sync_us: [u64; 24],
     pub sync_ns_total: u64,
     pub tail_bytes: u64,
-    pub queued_bytes: u64,
+    pub waiting_bytes: u64,
     pub journal_bytes: u64,
     pub checkpoints: u64,
     pub segment_bytes_written: u64,
@@ -142,7 +142,7 @@ impl Store {
         recovery::open(disk, settings)
     }
 
-    /// Takes a commit: checks it, changes the logs, queues it for the journal. Never waits for the disk.
+    /// Takes a commit: checks it, changes the logs, lines it up for the journal. Never waits for the disk.
     /// It is durable once [`Store::durable`] is at or above the answer.
     pub fn commit(&self, commit: Commit) -> Result<Position, Refused> {
         let mut state = self.lock();
@@ -243,7 +243,7 @@ impl Store {
         let state = self.lock();
         Stats {
             tail_bytes: state.tail_bytes as u64,
-            queued_bytes: (state.queue.bytes + state.in_flight) as u64,
+            waiting_bytes: (state.backlog.bytes + state.in_flight) as u64,
             journal_bytes: state.journal_bytes(&self.settings),
             logs: state.logs.len() as u64,
             ..state.stats.clone()
