@@ -97,21 +97,26 @@ impl Hub {
     }
 
     pub fn disconnect(&self, conn: &Conn) {
-        with_scratch(|scratch| {
-            let now = self.clock.now();
-            let mut owned = self.owned();
-            owned.node.disconnect(now, conn.id, &mut scratch.effects);
-            if let Some(slot) =
-                owned.conns.get_mut(conn.id.slot as usize).filter(|c| c.as_ref().is_some_and(|c| c.id == conn.id))
-            {
-                *slot = None;
-            }
-            self.release(owned, scratch);
-            self.attend_touched(scratch);
+        self.guard(|| {
+            with_scratch(|scratch| {
+                let now = self.clock.now();
+                let mut owned = self.owned();
+                owned.forget(conn.id);
+                owned.node.disconnect(now, conn.id, &mut scratch.effects);
+                self.release(owned, scratch);
+                self.attend_touched(scratch);
+            });
         });
         conn.inbox().clear();
         self.timer.disarm(conn);
         self.counts.connections_closed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Runs what must not end its thread if it meets a bug.
+    pub fn guard(&self, work: impl FnOnce()) {
+        if catch_unwind(AssertUnwindSafe(work)).is_err() {
+            self.counts.panics.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// Uses the node from a thread that serves no connection: a reader, the timer, an alarm, an operator.
@@ -535,6 +540,14 @@ impl Owned {
             }
         }
         scratch.effects.starved = starved;
+    }
+
+    fn forget(&mut self, id: ConnectionId) {
+        if let Some(slot) = self.conns.get_mut(id.slot as usize)
+            && slot.as_ref().is_some_and(|conn| conn.id == id)
+        {
+            *slot = None;
+        }
     }
 
     fn conn(&self, id: ConnectionId) -> Option<&Arc<Conn>> {

@@ -6,7 +6,9 @@ use crate::owner::{Answer, Change, Figure, Figures, Journal, Kind, Owner};
 use crate::protocols::{self, Protocol, Protocols};
 use crate::run::Parts;
 use crate::settings::Settings;
-use broker::{Alarm, Client, ConnectionId, Effects, Error, Node, NodeSettings, Position, Read, ReadDone, Reason, Reply, Request};
+use broker::{
+    Alarm, Client, ConnectionId, Effects, Error, Node, NodeSettings, Position, Read, ReadDone, Reason, Reply, Request,
+};
 use protocol::Now;
 use std::os::unix::fs::DirBuilderExt;
 use std::sync::Arc;
@@ -69,7 +71,14 @@ impl Owner for Node {
         Node::disconnect(self, now, id, effects);
     }
 
-    fn handle(&mut self, now: Now, id: ConnectionId, requests: &mut Vec<Request>, replies: &mut Vec<Reply>, effects: &mut Effects) {
+    fn handle(
+        &mut self,
+        now: Now,
+        id: ConnectionId,
+        requests: &mut Vec<Request>,
+        replies: &mut Vec<Reply>,
+        effects: &mut Effects,
+    ) {
         Node::handle(self, now, id, requests, replies, effects);
     }
 
