@@ -96,7 +96,9 @@ impl Hub {
         Ok(conn)
     }
 
+    /// Own task: it is over. Whoever still holds the connection finds nothing to do there.
     pub fn disconnect(&self, conn: &Conn) {
+        conn.speech().failed = Some(Failure::Over);
         self.guard(|| {
             with_scratch(|scratch| {
                 let now = self.clock.now();
@@ -356,7 +358,7 @@ impl Hub {
             if !has_room || speech.failed.is_some() || !conn.starved.load(Ordering::Acquire) {
                 break Rest::Done;
             }
-            if refills == limits::REFILLS_PER_TURN {
+            if refills >= scratch.refills_max {
                 conn.dirty.store(true, Ordering::SeqCst);
                 conn.poke();
                 break Rest::HandedOver;

@@ -3,6 +3,7 @@
 
 use crate::hub::Hub;
 use crate::limits;
+use crate::scratch::with_scratch;
 use broker::Alarm;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -16,6 +17,8 @@ pub type Stop = Arc<AtomicBool>;
 pub fn spawn_writer(hub: &Arc<Hub>, stop: Stop) -> std::io::Result<JoinHandle<()>> {
     let hub = hub.clone();
     spawn("journal", move || {
+        // Confirms are this thread's only words: who wants more than that gets it from the connection's own task.
+        with_scratch(|scratch| scratch.refills_max = 0);
         let mut due = Vec::new();
         while !stop.load(Ordering::Acquire) {
             if hub.journal.wait_for_group(Duration::from_millis(limits::JOURNAL_WAIT_MS)) {
