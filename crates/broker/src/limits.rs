@@ -65,3 +65,26 @@ pub const PRIORITY_MAX: i64 = 255;
 
 /// What a quorum queue that sets no delivery limit has, as in RabbitMQ since 4.0.
 pub const QUORUM_DELIVERY_LIMIT_DEFAULT: i64 = 20;
+
+/// Patterns of permissions and policies: their text, what they compile to, and the steps that one match may take before it counts
+/// as none. They are run against names of at most 255 bytes, under the owner's lock.
+pub const PATTERN_BYTES_MAX: usize = 4096;
+pub const PATTERN_COMPILED_BYTES_MAX: usize = 1 << 20;
+pub const PATTERN_STEPS_MAX: usize = 100_000;
+
+/// Users of a node, and permissions of each kind: administrators make them, but definitions files come from anywhere.
+pub const USERS_MAX: usize = 1_000_000;
+pub const PERMISSIONS_MAX: usize = 1_000_000;
+
+/// Different deaths (queue and reason) that a message remembers. One that has died in more places than this goes round in a circle
+/// that nobody drew, and is dropped like one in a cycle.
+pub const DEATHS_MAX: usize = 256;
+
+/// Policies of one kind in one vhost: each is matched against the name of every new queue and exchange.
+pub const POLICIES_MAX: usize = 1_000;
+
+/// A definitions file: a million queues with their bindings fit.
+pub const DEFINITIONS_BYTES_MAX: usize = 512 << 20;
+
+/// Queues that get a new policy in one turn.
+pub const QUEUES_PER_SWEEP: u32 = 2_000;

@@ -11,6 +11,8 @@ mod declare;
 mod delay;
 mod dispatch;
 mod expiry;
+mod login;
+mod policies;
 mod publish;
 mod settle;
 mod slab;
@@ -22,10 +24,12 @@ pub use stats::Stats;
 
 use crate::access::Access;
 use crate::dedup::Cache;
+use crate::definitions::Definitions;
 use crate::error::{Error, Reason};
 use crate::limits;
 use crate::link::Link;
 use crate::message::{Origin, Properties};
+use crate::policy::Policies;
 use crate::queue::{Queue, VhostKey};
 use crate::request::{ConnectionId, Event, LinkId, Now, PoolId, Published, Reply, Request};
 use crate::topology::{ExchangeKey, QueueKey, Topology};
@@ -120,6 +124,8 @@ struct Vhost {
     name: Box<str>,
     topology: Topology,
     queue_count: usize,
+    policies: Policies,
+    operator_policies: Policies,
 }
 
 struct Pool {
@@ -171,7 +177,10 @@ pub struct Node {
     exchange_caches: HashMap<(VhostKey, Box<str>), Cache>,
     /// What recent-history exchanges remember.
     histories: HashMap<(VhostKey, ExchangeKey), VecDeque<Arc<Batch>>>,
-    policies: HashMap<VhostKey, crate::policy::Policies>,
+    /// Where applying a vhost's new policies to its queues has come to.
+    policy_sweeps: HashMap<VhostKey, u32>,
+    /// What definitions files said that means nothing here.
+    extras: Definitions,
     timers: BTreeSet<(u64, Timer)>,
     alarms: BTreeSet<Alarm>,
     /// Rises with every change of permissions, policies and reply addresses: routes remembered before are void.
@@ -179,6 +188,7 @@ pub struct Node {
     /// What this call makes durable.
     commit: Commit,
     commit_bytes: usize,
+    last_commit: Option<Position>,
     dirty: Vec<QueueKey>,
     dead_letters: VecDeque<DeadLetter>,
     random: u64,
@@ -228,10 +238,6 @@ impl Node {
         if let Some(connection) = self.connections.remove(id.slot, id.generation) {
             if let Some((name, _)) = connection.reply_address {
                 self.reply_addresses.remove(&name);
-            }
-            if let (Some(user), Some(vhost)) = (&connection.user, connection.vhost) {
-                let name = self.vhosts[vhost.0].name.clone();
-                self.access.disconnected(user, &name);
             }
         }
         self.settle_down(now, effects, &mut []);
@@ -352,7 +358,10 @@ impl Node {
         let commit = std::mem::replace(&mut self.commit, Commit::new(CommitLevel::Lazy));
         self.commit_bytes = 0;
         match self.store.commit(commit) {
-            Ok(position) => Some(position),
+            Ok(position) => {
+                self.last_commit = Some(position);
+                Some(position)
+            }
             // Admission looked at the pressure before anything changed; what still fails here is a poisoned store (the
             // process is about to end) or a bug. Nothing may be answered as done.
             Err(refused) => panic!("the store refused a commit of the node: {refused:?}"),
@@ -373,6 +382,17 @@ impl Node {
         if let Err(refused) = self.store.commit(commit) {
             panic!("the store refused a volatile commit of the node: {refused:?}");
         }
+    }
+
+    /// Makes something empty in a commit of its own, ahead of the one that this call gathers, so that whatever follows may
+    /// name it. Alone it means nothing, so the gathered commit stays all or nothing.
+    fn put_ahead(&mut self, make: impl FnOnce(&mut Node)) {
+        let gathered = std::mem::replace(&mut self.commit, Commit::new(CommitLevel::Lazy));
+        let bytes = std::mem::take(&mut self.commit_bytes);
+        make(self);
+        self.commit.level = CommitLevel::Lazy;
+        self.flush();
+        (self.commit, self.commit_bytes) = (gathered, bytes);
     }
 
     fn touch(&mut self, key: QueueKey) {

@@ -17,8 +17,9 @@
 
 use crate::batch::Batch;
 use crate::commit::{LogId, Offset};
-use crate::error::{Error, SYNC, SYNC_DIR};
+use crate::error::{Error, SYNC_DIR};
 use crate::frame::Checkpoint;
+use crate::journal::write_zeros;
 use crate::limits;
 use crate::log::Doomed;
 use crate::planted::{self, Bug};
@@ -286,6 +287,7 @@ impl Store {
             first_file: first.number,
             first_group: first.first_group,
             next_log: state.log_numbers_end,
+            file_bytes: self.settings.journal_file_bytes,
             clean,
         };
         state.queue.checkpoint(&record);
@@ -304,9 +306,6 @@ impl Store {
         if waiting.is_first {
             // What the other slot names is about to be freed, and it may be torn.
             ck.root.write(record, record.number + 1)?;
-        }
-        if planted::has(Bug::RenameBeforeFileSync) {
-            ck.snapshot.sync(&self.settings.dir)?;
         }
         {
             let mut state = self.lock();
@@ -334,7 +333,7 @@ impl Store {
                 assert!(file.last_position <= cut, "file {} is still needed", file.number);
                 state.files.pop_front();
                 let kept = self.kept.contains(&file.number);
-                let reuse = !kept && state.ready.len() + renamed.len() < limits::JOURNAL_READY_MAX;
+                let reuse = !kept && file.number >= state.reuse_from && state.ready.len() + renamed.len() < limits::JOURNAL_READY_MAX;
                 let new = reuse.then_some(state.next_file);
                 state.next_file += reuse as u64;
                 (file.number, new)
@@ -386,18 +385,12 @@ impl Store {
             state.next_file += 1;
             state.next_file - 1
         };
-        let made = self.new_journal_file(number).and_then(|file| {
-            let path = self.journal_path(number);
-            write_zeros(&*file, self.settings.journal_file_bytes).map_err(|e| Error::io("write", &path, e))?;
-            file.sync_data().map_err(|e| Error::io(SYNC, &path, e))
-        });
-        match made {
-            Ok(()) => self.add_ready(number),
+        match self.new_journal_file(number, true) {
+            Ok(_) => self.add_ready(number),
             Err(error) if error.is_full() => {
                 // Not needed yet: what space there is, is for segments.
                 self.lock().space_low = true;
-                let path = self.journal_path(number);
-                self.disk.remove(&path).map_err(|e| Error::io("remove", &path, e))
+                Ok(())
             }
             Err(error) => Err(error),
         }
@@ -641,15 +634,4 @@ impl Store {
         new.end = segment.end;
         Ok(Some(Some(new)))
     }
-}
-
-fn write_zeros(file: &dyn crate::disk::DiskFile, bytes: u64) -> std::io::Result<()> {
-    let zeros = vec![0; (1 << 20).min(bytes as usize)];
-    let mut at = 0;
-    while at < bytes {
-        let slice = &zeros[..zeros.len().min((bytes - at) as usize)];
-        file.write_at(&[IoSlice::new(slice)], at)?;
-        at += slice.len() as u64;
-    }
-    Ok(())
 }

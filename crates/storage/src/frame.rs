@@ -52,6 +52,8 @@ pub(crate) struct Checkpoint {
     pub first_group: u64,
     /// Numbers below were given to logs, or may have been.
     pub next_log: u64,
+    /// The size of every journal file of this start.
+    pub file_bytes: u64,
     pub clean: bool,
 }
 
@@ -70,7 +72,7 @@ impl Checkpoint {
             self.first_file,
             self.first_group,
             self.next_log,
-            0,
+            self.file_bytes,
         ];
         for (place, number) in bytes.chunks_exact_mut(8).zip(numbers) {
             place.copy_from_slice(&number.to_be_bytes());
@@ -92,10 +94,8 @@ impl Checkpoint {
             first_file: fields.u64()?,
             first_group: fields.u64()?,
             next_log: fields.u64()?,
-            epoch: {
-                fields.u64()?;
-                fields.u32()?
-            },
+            file_bytes: fields.u64()?,
+            epoch: fields.u32()?,
             clean: fields.u8()? == 1,
         };
         fields.end()?;

@@ -8,6 +8,7 @@ use crate::limits;
 use crate::planted::{self, Bug};
 use crate::state::JournalFile;
 use crate::store::Store;
+use std::io::IoSlice;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -186,7 +187,7 @@ impl Store {
         let file = if ready {
             self.disk.open(&path).map_err(|e| Error::io("open", &path, e))?
         } else {
-            self.new_journal_file(number)?
+            self.new_journal_file(number, false)?
         };
         let mut state = self.lock();
         state.files.push_back(JournalFile { number, first_group: writer.group, last_position: 0 });
@@ -203,11 +204,21 @@ impl Store {
         self.journal_dir.join(format!("{number:016x}"))
     }
 
-    /// A file of full size whose name is durable.
-    pub(crate) fn new_journal_file(&self, number: u64) -> Result<Arc<dyn DiskFile>, Error> {
-        let path = self.journal_path(number);
-        let file = self.disk.create(&path).map_err(|e| Error::io("create", &path, e))?;
-        file.set_len(self.settings.journal_file_bytes).map_err(|e| Error::io("size", &path, e))?;
+    /// A file of full size. It gets its name when its size is durable: a numbered file that is shorter was cut.
+    pub(crate) fn new_journal_file(&self, number: u64, zeroed: bool) -> Result<Arc<dyn DiskFile>, Error> {
+        let bytes = self.settings.journal_file_bytes;
+        let (new, path) = (self.journal_dir.join(format!("{number:016x}.new")), self.journal_path(number));
+        let file = self.disk.create(&new).map_err(|e| Error::io("create", &new, e))?;
+        let sized = if zeroed { write_zeros(&*file, bytes) } else { file.set_len(bytes) };
+        if let Err(error) = sized {
+            let error = Error::io("size", &new, error);
+            if error.is_full() {
+                self.disk.remove(&new).map_err(|e| Error::io("remove", &new, e))?;
+            }
+            return Err(error);
+        }
+        file.sync_data().map_err(|e| Error::io(SYNC, &new, e))?;
+        self.disk.rename(&new, &path).map_err(|e| Error::io("rename", &new, e))?;
         self.sync_journal_dir()?;
         Ok(file)
     }
@@ -218,4 +229,15 @@ impl Store {
         }
         self.disk.sync_dir(&self.journal_dir).map_err(|e| Error::io(SYNC_DIR, &self.journal_dir, e))
     }
+}
+
+pub(crate) fn write_zeros(file: &dyn DiskFile, bytes: u64) -> std::io::Result<()> {
+    let zeros = vec![0; (1 << 20).min(bytes as usize)];
+    let mut at = 0;
+    while at < bytes {
+        let slice = &zeros[..zeros.len().min((bytes - at) as usize)];
+        file.write_at(&[IoSlice::new(slice)], at)?;
+        at += slice.len() as u64;
+    }
+    Ok(())
 }

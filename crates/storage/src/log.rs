@@ -172,7 +172,7 @@ impl Log {
         }
         let Some(busy) = self.busy.as_deref_mut() else { return };
         if !busy.volatile.is_empty() {
-            busy.volatile.cut_front(self.first);
+            busy.volatile.forget_below(self.first);
         }
         let empty = busy.tail.is_empty() && busy.segments.is_empty() && busy.spilled.is_empty();
         if empty && busy.volatile.is_empty() && busy.counts.is_empty() {
@@ -243,7 +243,7 @@ impl Log {
         let mut settled = self.settled.clone();
         if let Some(busy) = &self.busy {
             settled.insert_all(&busy.volatile);
-            settled.cut_front(self.first);
+            settled.forget_below(self.first);
         }
         settled
     }

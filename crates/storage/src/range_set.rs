@@ -128,6 +128,14 @@ impl RangeSet {
         first
     }
 
+    /// Forgets everything below `first`.
+    pub fn forget_below(&mut self, first: Offset) {
+        let end = self.cut_front(first);
+        if end > first {
+            self.insert(first, end);
+        }
+    }
+
     fn last(&self) -> Option<(Offset, Offset)> {
         self.leaves.last().and_then(|leaf| leaf.last()).copied()
     }
@@ -238,7 +246,11 @@ mod tests {
             assert!(copy.iter().flat_map(|r| r.0..r.1).eq(model.range(limit / 3..limit / 2).copied()));
             let first = set.cut_front(limit / 2);
             assert_eq!(first, (limit / 2..).find(|o| !model.contains(o)).expect("finite"));
-            check(&set, &model.split_off(&first), limit + 50);
+            let mut rest = model.split_off(&first);
+            check(&set, &rest, limit + 50);
+            let middle = set.iter().nth(set.ranges() / 2).map_or(first, |r| r.0 + 1);
+            set.forget_below(middle);
+            check(&set, &rest.split_off(&middle), limit + 50);
         }
     }
 

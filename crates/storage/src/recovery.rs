@@ -11,7 +11,7 @@
 
 use crate::batch::Batch;
 use crate::checkpoint::Checkpointer;
-use crate::commit::{Level, LogId, Op};
+use crate::commit::{Level, LogId, Op, Position};
 use crate::disk::Disk;
 use crate::error::{Damage, Error, SYNC, SYNC_DIR};
 use crate::frame::{self, Checkpoint, Content, Frame, FrameHead, FrameOp, Target};
@@ -26,7 +26,7 @@ use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{ErrorKind, IoSlice};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
 pub(crate) const FORMAT: u32 = 1;
@@ -290,7 +290,14 @@ impl Recovery {
             self.old_files.push(unneeded(number));
             walk.file = number;
             match read_journal_file(&*self.store.disk, &self.store.settings.dir, number) {
-                Ok(bytes) => self.walk_file(&bytes, &mut walk)?,
+                Ok(bytes) => {
+                    if (bytes.len() as u64) < self.base.file_bytes {
+                        let what = format!("cut to {} of {} bytes", bytes.len(), self.base.file_bytes);
+                        self.damage_at(self.store.journal_path(number), bytes.len() as u64, None, what);
+                        self.store.kept.insert(number);
+                    }
+                    self.walk_file(&bytes, &mut walk)?;
+                }
                 Err(Error::Io { source, path, .. }) if source.raw_os_error().is_some() => {
                     self.damage_at(path, 0, None, format!("cannot be read: {source}"));
                     self.store.kept.insert(number);
@@ -407,13 +414,20 @@ impl Recovery {
     }
 
     fn replay_append(&mut self, head: FrameHead, batch: Arc<Batch>, to: &[Target]) {
-        let to: Vec<Target> = to.iter().copied().filter(|t| self.is_news(head, t.0) && self.fits(head, &batch, t)).collect();
-        let holders = (to.len() > 1).then(|| Arc::new(AtomicU32::new(to.len() as u32)));
-        let mut state = self.store.lock();
-        state.tail_bytes += if to.is_empty() { 0 } else { batch.size() };
-        for (id, base, _) in to {
+        let to: Vec<Target> = to.iter().copied().filter(|t| self.is_news(head, t.0)).collect();
+        let holders = Arc::new(AtomicU32::new(to.len() as u32));
+        let mut held = false;
+        for target in to {
+            if !self.fits(head, &batch, &target) {
+                holders.fetch_sub(1, Ordering::Relaxed);
+                continue;
+            }
+            let (id, base, _) = target;
+            let mut state = self.store.lock();
+            state.tail_bytes += if held { 0 } else { batch.size() };
+            held = true;
             state.stretch_to(id, base + batch.span() as u64);
-            state.append(id, base, batch.clone(), head.epoch, false, holders.clone());
+            state.append(id, base, batch.clone(), head.epoch, false, Some(holders.clone()));
         }
     }
 
@@ -497,6 +511,7 @@ impl Recovery {
             logs: logs.collect(),
             keys: std::mem::take(&mut self.keys),
             epoch: self.store.epoch,
+            position: Position(self.last.position.max(self.base.synced)),
             clean: self.base.clean && !self.replayed && self.damage.is_empty(),
             damage: self.damage.clone(),
             node_id,
@@ -507,7 +522,7 @@ impl Recovery {
     fn begin(&mut self) -> Result<(), Error> {
         let store = &self.store;
         let number = self.journal.last().copied().unwrap_or(0).max(self.base.first_file) + 1;
-        let file = store.new_journal_file(number)?;
+        let file = store.new_journal_file(number, false)?;
         let (position, group) = (self.last.position.max(self.base.synced), self.last.group + 2);
         let incarnation = mix(store.settings.entropy ^ mix(store.epoch as u64 ^ number << 32));
         {
@@ -521,8 +536,9 @@ impl Recovery {
             }
             state.files.push_back(JournalFile { number, first_group: group, last_position: 0 });
             state.next_file = number + 1;
+            state.reuse_from = if self.base.file_bytes == store.settings.journal_file_bytes { 0 } else { number };
         }
-        store.durable.store(position, std::sync::atomic::Ordering::Release);
+        store.durable.store(position, Ordering::Release);
         *store.writer.lock().expect("nobody else is here yet") =
             Writer::new(file, store.journal_path(number), incarnation, group, position);
         {
@@ -558,6 +574,9 @@ impl Recovery {
             let names = store.disk.list(dir).map_err(|e| Error::io("list", dir, e))?;
             let old = names.iter().filter_map(|n| snapshot::number_of(n)).filter(|n| *n != current);
             old.for_each(|number| snapshot::remove(&*store.disk, dir, number));
+            let dir = &store.journal_dir;
+            let names = store.disk.list(dir).map_err(|e| Error::io("list", dir, e))?;
+            names.iter().filter(|n| n.ends_with(".new")).for_each(|n| drop(store.disk.remove(&dir.join(n))));
         }
         Ok(())
     }

@@ -289,10 +289,6 @@ impl Snapshot {
         Ok(last.into_values().flatten().collect())
     }
 
-    pub fn sync(&self, dir: &Path) -> Result<(), Error> {
-        self.copies.iter().try_for_each(|f| f.sync_data()).map_err(|e| Error::io(SYNC, dir, e))
-    }
-
     pub fn appended(&mut self, bytes: usize) {
         self.bytes += bytes as u64;
     }

@@ -47,6 +47,8 @@ pub(crate) struct State {
     /// Files made ready, in the order of their numbers, above those of `files`.
     pub ready: VecDeque<u64>,
     pub next_file: u64,
+    /// Files below this have another size.
+    pub reuse_from: u64,
 
     // Who waits for what.
     pub sync_waits: bool,
@@ -205,10 +207,13 @@ impl State {
     fn journal(&mut self, op: &Op) {
         match op {
             _ if !is_durable(op) => {}
-            Op::Append { to, .. } => {
+            Op::Append { batch, to } => {
                 let mut targets: SmallVec<[Target; 2]> = SmallVec::new();
-                for (log, base) in to.iter().filter(|t| !t.0.is_volatile()) {
-                    targets.push((*log, *base, base - self.logs[log].durable_end));
+                for (id, base) in to.iter().filter(|t| !t.0.is_volatile()) {
+                    let log = self.logs.get_mut(id).expect("the commit was checked");
+                    targets.push((*id, *base, base - log.durable_end));
+                    // Already here: the same log may be named again.
+                    log.durable_end = base + batch.span() as u64;
                 }
                 self.queue.append(&targets);
                 if planted::has(Bug::LostSettleOrder) {

@@ -61,6 +61,8 @@ pub struct Recovered {
     pub logs: HashMap<LogId, RecoveredLog>,
     /// Counts the starts of this data directory.
     pub epoch: u32,
+    /// The last commit that is there. Those of the last process beyond it are lost: nobody was told that they were safe.
+    pub position: Position,
     /// The last process closed the store; nothing was replayed.
     pub clean: bool,
     pub damage: Vec<Damage>,

@@ -163,14 +163,10 @@ impl Sender<'_> {
 }
 
 impl Connection {
-    fn channel(&mut self, number: u16) -> Option<&mut Channel> {
-        self.channels.get_mut(number as usize)?.as_deref_mut()
-    }
-
     pub(crate) fn handle_channel_frame(&mut self, now: Now, frame: Frame<'_>, input: &[u8], requests: &mut Vec<Request>) -> Step {
         let number = frame.channel;
         let took = Step::Took(frame.size());
-        let Some(channel) = self.channels.get_mut(number as usize).and_then(Option::as_deref_mut) else {
+        let Some(channel) = self.channels.get_mut(number) else {
             return self.handle_unopened(now, frame, requests);
         };
         match channel.state {
@@ -232,7 +228,7 @@ impl Connection {
     /// A frame of a channel that we closed: dropped, until the client has heard of it.
     fn handle_closed(&mut self, frame: Frame<'_>) {
         match (frame.kind, method::split(frame.payload)) {
-            (frame::METHOD, Some(((20, 41), _))) => self.free_channel(frame.channel),
+            (frame::METHOD, Some(((20, 41), _))) => self.channels.remove(frame.channel),
             // Both sides close at once.
             (frame::METHOD, Some(((20, 40), _))) => self.say(frame.channel, &Method::ChannelCloseOk {}),
             _ => {}
@@ -247,7 +243,7 @@ impl Connection {
         match frame.kind {
             frame::METHOD => {
                 let (id, fields) = method::split(payload).ok_or_else(unknown)?;
-                match self.channel(number).map(|channel| &channel.content) {
+                match self.channels.get_mut(number).map(|channel| &channel.content) {
                     Some(Content::Nothing) | None => {}
                     Some(Content::Method(_)) => return Err(no_header()),
                     Some(Content::Collecting(_)) => return Err(no_body()),
@@ -255,7 +251,7 @@ impl Connection {
                 match id {
                     PUBLISH => {
                         let (_, tail) = fields.split_first_chunk::<2>().ok_or_else(|| Refusal::of_method(crate::reader::Malformed::Length, id, fields))?;
-                        if let Some(channel) = self.channel(number) {
+                        if let Some(channel) = self.channels.get_mut(number) {
                             channel.content = Content::Method(tail.into());
                         }
                     }
@@ -294,7 +290,7 @@ impl Connection {
         requests: &mut Vec<Request>,
     ) -> Result<(), Refusal> {
         let message_max = self.settings.message_bytes_max;
-        let Some(channel) = self.channel(number) else { return Ok(()) };
+        let Some(channel) = self.channels.get_mut(number) else { return Ok(()) };
         let tail = match std::mem::take(&mut channel.content) {
             Content::Method(tail) => tail,
             Content::Nothing => return Err(no_method()),
@@ -321,7 +317,7 @@ impl Connection {
     }
 
     fn handle_body(&mut self, now: Now, number: u16, piece: &[u8], requests: &mut Vec<Request>) -> Result<(), Refusal> {
-        let Some(channel) = self.channel(number) else { return Ok(()) };
+        let Some(channel) = self.channels.get_mut(number) else { return Ok(()) };
         let collecting = match &mut channel.content {
             Content::Collecting(collecting) => collecting,
             Content::Method(_) => return Err(no_header()),
@@ -334,7 +330,7 @@ impl Connection {
         let is_complete = collecting.is_complete();
         self.collected += piece.len() as u64;
         if is_complete {
-            if let Some(channel) = self.channel(number)
+            if let Some(channel) = self.channels.get_mut(number)
                 && let Content::Collecting(whole) = std::mem::take(&mut channel.content)
             {
                 self.collected = self.collected.saturating_sub(whole.size);
@@ -349,8 +345,8 @@ impl Connection {
     /// A message is complete.
     #[inline]
     fn publish(&mut self, now: Now, number: u16, tail: &[u8], properties: &[u8], body: &[&[u8]], requests: &mut Vec<Request>) {
-        let Some(Some(channel)) = self.channels.get_mut(number as usize) else { return };
-        let Channel { publisher, reply, confirmed, is_confirming, transaction, epoch, .. } = &mut **channel;
+        let Some(channel) = self.channels.get_mut(number) else { return };
+        let Channel { publisher, reply, confirmed, is_confirming, transaction, epoch, .. } = channel;
         let author = Author {
             user: &self.user,
             may_impersonate: self.may_impersonate,
@@ -386,7 +382,7 @@ impl Connection {
         };
         // What was published before must not be behind it.
         self.flush_run(number, requests);
-        let Some(Some(channel)) = self.channels.get_mut(number as usize) else { return Ok(()) };
+        let Some(channel) = self.channels.get_mut(number) else { return Ok(()) };
         let runs = &mut self.scratch;
         runs.clear();
         let is_known = match (tag, multiple) {
@@ -421,7 +417,7 @@ impl Connection {
     /// Ends a channel by an error.
     pub(crate) fn close_channel(&mut self, number: u16, refusal: &Refusal, requests: &mut Vec<Request>) {
         self.flush_run(number, requests);
-        let Some(channel) = self.channel(number).filter(|channel| channel.is_open()) else { return };
+        let Some(channel) = self.channels.get_mut(number).filter(|channel| channel.is_open()) else { return };
         let epoch = channel.epoch;
         // All that is left of it is its number.
         let mut closed = Channel::new(number, epoch);
@@ -440,7 +436,7 @@ impl Connection {
     fn handle_method(&mut self, number: u16, method: &Method<'_>, requests: &mut Vec<Request>) -> Result<(), Refusal> {
         let id = method.id();
         let pool = u32::from(number);
-        let Some(Some(channel)) = self.channels.get_mut(number as usize) else { return Ok(()) };
+        let Some(channel) = self.channels.get_mut(number) else { return Ok(()) };
         match *method {
             Method::ChannelOpen { .. } => return Err(Refusal::channel_error("second 'channel.open' seen")),
             Method::ChannelClose { .. } => {
@@ -528,7 +524,7 @@ impl Connection {
     fn consume(&mut self, number: u16, method: &Method<'_>, requests: &mut Vec<Request>) -> Result<(), Refusal> {
         let Method::BasicConsume { queue, consumer_tag, no_ack, exclusive, nowait, arguments, .. } = *method else { return Ok(()) };
         let id = method.id();
-        let Some(channel) = self.channel(number) else { return Ok(()) };
+        let Some(channel) = self.channels.get_mut(number) else { return Ok(()) };
         if channel.consumers.contains_key(consumer_tag) {
             return Err(Refusal::not_allowed(format!("attempt to reuse consumer tag '{consumer_tag}'")));
         }
@@ -556,7 +552,7 @@ impl Connection {
     }
 
     fn recover(&mut self, number: u16, answer: Option<Method<'static>>, requests: &mut Vec<Request>) {
-        let Some(Some(channel)) = self.channels.get_mut(number as usize) else { return };
+        let Some(channel) = self.channels.get_mut(number) else { return };
         let mut runs = std::mem::take(&mut self.scratch);
         runs.clear();
         channel.book.take_all(&mut runs);
@@ -591,7 +587,7 @@ impl Connection {
             self.outbox.gate(position);
         }
         let out = self.outbox.buffer();
-        let Some(Some(channel)) = self.channels.get_mut(number as usize) else { return };
+        let Some(channel) = self.channels.get_mut(number) else { return };
         if channel.state == State::Closed {
             return;
         }
@@ -679,7 +675,7 @@ impl Connection {
             (Then::Leave, _) => {
                 let epoch = channel.epoch;
                 // Free before the client can know it: it may open the number again at once.
-                self.free_channel(number);
+                self.channels.remove(number);
                 self.links.free_all(number, epoch);
                 self.say(number, &Method::ChannelCloseOk {});
             }

@@ -17,6 +17,7 @@
 //! So the state that a method meets is always that after everything before it.
 
 use crate::channel::{Channel, Then};
+use crate::channels::Channels;
 use crate::confirm::Confirms;
 use crate::deliver::{self, LinkState, Links, TagRun};
 use crate::error::{Code, Reach, Refusal};
@@ -86,8 +87,7 @@ pub struct Connection {
     barriers: u32,
     /// A request that is answered by an event.
     later: Option<Pending>,
-    pub(crate) channels: Vec<Option<Box<Channel>>>,
-    channel_count: u32,
+    pub(crate) channels: Channels,
     /// Tells the lives of a channel number apart.
     epochs: u32,
     pub(crate) links: Links,
@@ -135,8 +135,7 @@ impl Connection {
             pending: VecDeque::new(),
             barriers: 0,
             later: None,
-            channels: Vec::new(),
-            channel_count: 0,
+            channels: Channels::default(),
             epochs: 0,
             links: Links::default(),
             confirms: Confirms::default(),
@@ -378,7 +377,7 @@ impl Connection {
     }
 
     pub(crate) fn flush_run(&mut self, number: u16, requests: &mut Vec<Request>) {
-        if let Some(Some(channel)) = self.channels.get_mut(number as usize) {
+        if let Some(channel) = self.channels.get_mut(number) {
             channel.flush_run(requests, &mut self.pending);
         }
     }
@@ -407,9 +406,9 @@ impl Connection {
         let (class_id, method_id) = refusal.method;
         self.say(0, &Method::ConnectionClose { reply_code: refusal.code as u16, reply_text: &text, class_id, method_id });
         // What the channels hold goes back at once, not only when the socket is closed.
-        for (number, channel) in self.channels.drain(..).enumerate() {
-            if channel.is_some_and(|channel| channel.is_open()) {
-                requests.push(Request::ClosePool { pool: number as u32 });
+        for (number, channel) in self.channels.drain() {
+            if channel.is_open() {
+                requests.push(Request::ClosePool { pool: number.into() });
                 self.pending.push_back(Pending::Quiet);
             }
         }
@@ -434,8 +433,7 @@ impl Connection {
     }
 
     fn forget_channels(&mut self) {
-        self.channels.clear();
-        self.channel_count = 0;
+        self.channels = Channels::default();
         self.links.clear();
         self.confirms.clear();
         self.to_ack.clear();
@@ -446,41 +444,29 @@ impl Connection {
 
     /// A new life of a channel number; the refusal ends the connection.
     pub(crate) fn open_channel(&mut self, number: u16) -> Result<(), Refusal> {
-        if self.channel_count >= u32::from(self.channel_max) {
+        if self.channels.len() >= u32::from(self.channel_max) {
             let text = format!(
                 "number of channels opened ({}) has reached the negotiated channel_max ({})",
-                self.channel_count, self.channel_max
+                self.channels.len(),
+                self.channel_max
             );
             return Err(Refusal::not_allowed(text));
         }
-        if self.channels.len() <= number as usize {
-            self.channels.resize_with(number as usize + 1, || None);
-        }
         self.epochs += 1;
-        if let Some(place) = self.channels.get_mut(number as usize) {
-            *place = Some(Box::new(Channel::new(number, self.epochs)));
-        }
-        self.channel_count += 1;
+        self.channels.insert(number, Channel::new(number, self.epochs));
         Ok(())
-    }
-
-    pub(crate) fn free_channel(&mut self, number: u16) {
-        if let Some(place @ Some(_)) = self.channels.get_mut(number as usize) {
-            *place = None;
-            self.channel_count -= 1;
-        }
     }
 
     /// The channel in this life, if it still lives and is open.
     pub(crate) fn living(&mut self, number: u16, epoch: u32) -> Option<&mut Channel> {
-        let channel = self.channels.get_mut(number as usize)?.as_deref_mut()?;
+        let channel = self.channels.get_mut(number)?;
         (channel.epoch == epoch && channel.is_open()).then_some(channel)
     }
 
     fn handle_published(&mut self, now: Now, pending: Pending, published: Published, requests: &mut Vec<Request>) {
         let Pending::Publish { channel: number, epoch, first, count, confirm, returns } = pending else { return };
         let frame_max = self.frame_max;
-        let Some(Some(channel)) = self.channels.get_mut(number as usize) else { return };
+        let Some(channel) = self.channels.get_mut(number) else { return };
         if channel.epoch != epoch || !channel.is_open() {
             return;
         }
@@ -516,7 +502,7 @@ impl Connection {
 
     fn flush_acks(&mut self) {
         for number in std::mem::take(&mut self.to_ack) {
-            if let Some(Some(channel)) = self.channels.get_mut(number as usize)
+            if let Some(channel) = self.channels.get_mut(number)
                 && channel.is_open()
             {
                 channel.confirmed.flush(self.outbox.buffer(), number);
@@ -575,7 +561,7 @@ impl Connection {
             LinkState::Opening(early) => return early.push(delivery),
             LinkState::Gone => return,
         }
-        let Some(Some(channel)) = self.channels.get_mut(link.channel as usize) else { return };
+        let Some(channel) = self.channels.get_mut(link.channel) else { return };
         if channel.epoch != link.epoch || !channel.is_open() {
             return;
         }

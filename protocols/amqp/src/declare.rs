@@ -106,7 +106,7 @@ impl Connection {
     }
 
     fn named<'a>(&'a self, number: u16, queue: &'a str) -> Result<&'a str, Refusal> {
-        match self.channels.get(number as usize).and_then(Option::as_deref) {
+        match self.channels.get(number) {
             Some(channel) => channel.named(queue),
             None => Ok(queue),
         }

@@ -59,6 +59,16 @@ impl<'a> Field<'a> for RawTable<'a> {
     }
 }
 
+/// A method's shape: fields are (name, type), bits share one octet between them.
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    pub id: (u16, u16),
+    pub name: &'static str,
+    pub before: &'static [(&'static str, &'static str)],
+    pub bits: &'static [&'static str],
+    pub after: &'static [(&'static str, &'static str)],
+}
+
 /// A row: class, method, name { fields; bits of one octet, lowest first; fields }.
 macro_rules! methods {
     ($a:lifetime $(
@@ -116,8 +126,14 @@ macro_rules! methods {
             }
         }
 
-        /// Every row's numbers and name, for tests.
-        pub const METHODS: &[(u16, u16, &str)] = &[$( ($class, $method, stringify!($name)) ),*];
+        /// The rows as data, for transcripts and differential tests.
+        pub const ROWS: &[Row] = &[$( Row {
+            id: ($class, $method),
+            name: stringify!($name),
+            before: &[$((stringify!($before), stringify!($before_type))),*],
+            bits: &[$(stringify!($bit)),*],
+            after: &[$((stringify!($after), stringify!($after_type))),*],
+        } ),*];
     };
 }
 

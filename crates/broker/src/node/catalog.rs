@@ -8,6 +8,7 @@
 //!   x  exchange, b binding, P policy, O operator policy, p permission, t topic permission, l limits:
 //!                                                                     their own rooms' records
 //!   u  (no vhost) user name                                           access.rs
+//!   e  (no vhost) what definitions files said that means nothing here, as JSON
 //!   d  time u64, exchange name                                        log u64: a bucket of delayed messages
 //! ```
 
@@ -16,7 +17,9 @@ use super::delay::Delays;
 use super::{stats, Node, NodeSettings, Slab, Vhost};
 use crate::access::Access;
 use crate::arguments::QueueArguments;
+use crate::definitions::Definitions;
 use crate::error::{Error, Reason};
+use crate::policy::Policies;
 use crate::queue::level::Level;
 use crate::queue::VhostKey;
 use crate::request::{Binding, Now};
@@ -38,6 +41,7 @@ pub(super) const PERMISSION: u8 = b'p';
 pub(super) const TOPIC_PERMISSION: u8 = b't';
 pub(super) const LIMITS: u8 = b'l';
 pub(super) const BUCKET: u8 = b'd';
+pub(super) const EXTRAS: u8 = b'e';
 
 const QUEUE_VERSION: u8 = 1;
 const AUTO_DELETE: u8 = 1;
@@ -52,7 +56,7 @@ impl Node {
         let mut node = Node {
             store,
             properties: HashMap::new(),
-            access: Access::default(),
+            access: Access::new(),
             vhosts: Slab::default(),
             vhost_names: HashMap::new(),
             queues: Slab::default(),
@@ -66,12 +70,14 @@ impl Node {
             delays: Delays::default(),
             exchange_caches: HashMap::new(),
             histories: HashMap::new(),
-            policies: HashMap::new(),
+            policy_sweeps: HashMap::new(),
+            extras: Definitions::default(),
             timers: BTreeSet::new(),
             alarms: BTreeSet::new(),
             version: 0,
             commit: Commit::new(CommitLevel::Lazy),
             commit_bytes: 0,
+            last_commit: None,
             dirty: Vec::new(),
             dead_letters: VecDeque::new(),
             random: settings.seed | 1,
@@ -91,7 +97,7 @@ impl Node {
         let (user, password, vhost) =
             self.settings.default_user.clone().unwrap_or_else(|| ("guest".into(), "guest".into(), "/".into()));
         self.make_vhost(&vhost);
-        self.make_first_user(&user, password.as_bytes(), &vhost)
+        self.make_first_user(&user, &password, &vhost)
     }
 
     pub(super) fn make_vhost(&mut self, name: &str) -> VhostKey {
@@ -103,10 +109,9 @@ impl Node {
     }
 
     fn insert_vhost(&mut self, name: &str) -> VhostKey {
-        let vhost = Vhost { name: name.into(), topology: Topology::new(name), queue_count: 0 };
+        let vhost = Vhost { name: name.into(), topology: Topology::new(name), queue_count: 0, policies: Policies::default(), operator_policies: Policies::default() };
         let key = VhostKey(self.vhosts.insert(vhost).0);
         self.vhost_names.insert(name.into(), key);
-        self.policies.insert(key, crate::policy::Policies::default());
         self.version += 1;
         key
     }

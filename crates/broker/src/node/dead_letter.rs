@@ -4,7 +4,7 @@
 
 use super::publish::Incoming;
 use super::{Node, Published};
-use crate::death::{self, Reason};
+use crate::death::{self, DeathReason};
 use crate::link::Held;
 use crate::message::{Facts, Properties, HEADERS, PERSISTENT};
 use crate::queue::level::ReadyRun;
@@ -21,7 +21,7 @@ pub(super) struct DeadLetter {
     vhost: VhostKey,
     /// Where it died.
     queue: Box<str>,
-    reason: Reason,
+    reason: DeathReason,
     exchange: Box<str>,
     routing_key: Option<Box<str>>,
     batch: Arc<Batch>,
@@ -30,7 +30,7 @@ pub(super) struct DeadLetter {
 
 impl Node {
     /// Takes the first `run.count` ready messages of a level out of the queue for good.
-    pub(super) fn leave(&mut self, key: QueueKey, at: usize, run: ReadyRun, reason: Reason) {
+    pub(super) fn leave(&mut self, key: QueueKey, at: usize, run: ReadyRun, reason: DeathReason) {
         let queue = &mut self.queues[key.0];
         queue.levels[at].take(run.count);
         let log = queue.levels[at].log;
@@ -42,13 +42,13 @@ impl Node {
     }
 
     /// A message taken out of the middle leaves for good.
-    pub(super) fn leave_one(&mut self, key: QueueKey, log: LogId, offset: Offset, batch: &Arc<Batch>, index: u32, durable: bool, reason: Reason) {
+    pub(super) fn leave_one(&mut self, key: QueueKey, log: LogId, offset: Offset, batch: &Arc<Batch>, index: u32, durable: bool, reason: DeathReason) {
         self.no_longer_ready(key, batch, index);
         self.retire(key, log, offset, Records { batch, first: index, stride: 1, count: 1 }, durable, reason);
     }
 
     /// What a link held leaves for good.
-    pub(super) fn leave_held(&mut self, held: &Held, reason: Reason) {
+    pub(super) fn leave_held(&mut self, held: &Held, reason: DeathReason) {
         let records = Records { batch: &held.batch, first: held.first, stride: held.stride, count: held.count };
         self.retire(held.queue, held.log, held.offset, records, held.durable, reason);
     }
@@ -61,7 +61,7 @@ impl Node {
         }
     }
 
-    fn retire(&mut self, key: QueueKey, log: LogId, offset: Offset, records: Records, durable: bool, reason: Reason) {
+    fn retire(&mut self, key: QueueKey, log: LogId, offset: Offset, records: Records, durable: bool, reason: DeathReason) {
         for i in 0..records.count {
             self.note_dead_letter(key, reason, records.batch, records.first + i * records.stride);
         }
@@ -71,10 +71,10 @@ impl Node {
 
     /// A full queue's `reject-publish-dlx`: the message never was in the queue.
     pub(super) fn dead_letter_refused(&mut self, key: QueueKey, incoming: &Incoming, index: u32) {
-        self.note_dead_letter(key, Reason::Maxlen, incoming.batch, index);
+        self.note_dead_letter(key, DeathReason::MaxLength, incoming.batch, index);
     }
 
-    fn note_dead_letter(&mut self, key: QueueKey, reason: Reason, batch: &Arc<Batch>, index: u32) {
+    fn note_dead_letter(&mut self, key: QueueKey, reason: DeathReason, batch: &Arc<Batch>, index: u32) {
         let queue = &self.queues[key.0];
         let Some(exchange) = &queue.effective.dead_letter_exchange else { return };
         self.dead_letters.push_back(DeadLetter {
@@ -104,8 +104,8 @@ impl Node {
         let Some(facts) = record.block().and_then(Facts::parse) else { return };
         let Some(properties) = self.properties.get(&facts.origin).cloned() else { return };
         let carbon_copies = carbon_copies_of(Some(&properties), &facts);
-        let mut keys = vec![Box::from(facts.routing_key)];
-        keys.extend(carbon_copies.iter().cloned());
+        let keys: Vec<&str> = std::iter::once(facts.routing_key).chain(carbon_copies.iter().map(|key| &**key)).collect();
+        let expiration = facts.expires_ms.map(|ms| ms.to_string());
         let before = if facts.annotations.is_empty() { None } else { table::decode_table(facts.annotations) };
         let before = before.unwrap_or_default();
         let event = death::Death {
@@ -114,7 +114,8 @@ impl Node {
             exchange: facts.exchange,
             routing_keys: &keys,
             time_s: now.unix_ms / 1000,
-            original_expiration: facts.expires_ms.map(|ms| ms.to_string()),
+            original_expiration: expiration.as_deref(),
+            count: 1,
         };
         let annotations = death::record(&before, &event);
         let route = match &letter.routing_key {

@@ -24,7 +24,7 @@ impl Node {
         let name = declare.name.clone();
         let vhost = &self.vhosts[vhost_key.0];
         if declare.passive {
-            self.access.authorise_any(&user, &vhost.name, Resource::Exchange(&name))?;
+            self.access.authorise(&user, &vhost.name, Action::Any, Resource::Exchange(&name))?;
             self.vhosts[vhost_key.0].topology.declare_exchange(declare)?;
             return Ok(Reply::Done { safe_at: None });
         }
@@ -33,13 +33,18 @@ impl Node {
             self.access.authorise(&user, &vhost.name, Action::Read, Resource::Exchange(&name))?;
             self.access.authorise(&user, &vhost.name, Action::Write, Resource::Exchange(alternate))?;
         }
-        if self.vhosts[vhost_key.0].topology.declare_exchange(declare)?.created {
-            self.apply_exchange_policy(vhost_key, &name);
+        self.make_exchange(vhost_key, declare)?;
+        Ok(DONE)
+    }
+
+    pub(super) fn make_exchange(&mut self, vhost: VhostKey, declare: &DeclareExchange) -> Result<(), Error> {
+        if self.vhosts[vhost.0].topology.declare_exchange(declare)?.created {
+            self.apply_exchange_policy(vhost, &declare.name);
             if declare.durable {
-                self.save_exchange(vhost_key, &name);
+                self.save_exchange(vhost, &declare.name);
             }
         }
-        Ok(DONE)
+        Ok(())
     }
 
     pub(super) fn delete_exchange(&mut self, id: ConnectionId, name: &str, if_unused: bool) -> Result<Reply, Error> {
@@ -71,7 +76,7 @@ impl Node {
         let vhost = &self.vhosts[vhost_key.0];
         let existing = vhost.topology.queue(&name);
         if declare.passive {
-            self.access.authorise_any(&user, &vhost.name, Resource::Queue(&name))?;
+            self.access.authorise(&user, &vhost.name, Action::Any, Resource::Queue(&name))?;
             let vhost_name = vhost.name.clone();
             let key = match existing {
                 Some(key) => key,
@@ -90,7 +95,7 @@ impl Node {
             return Ok(self.queue_facts(now, key, false));
         }
         let arguments = self.check_new_queue(&user, vhost_key, &name, &declare)?;
-        let key = self.make_queue(now, id, vhost_key, name, declare, arguments);
+        let key = self.make_queue(now, declare.exclusive.then_some(id), vhost_key, name, declare, arguments);
         Ok(self.queue_facts(now, key, true))
     }
 
@@ -133,19 +138,14 @@ impl Node {
             self.access.authorise(user, &vhost.name, Action::Read, Resource::Queue(name))?;
             self.access.authorise(user, &vhost.name, Action::Write, Resource::Exchange(exchange))?;
         }
-        if let Some(max) = self.access.queues_max(&vhost.name).filter(|max| vhost.queue_count as u64 >= *max) {
-            return Err(Error::precondition(format!(
-                "cannot declare queue '{name}': queue limit in vhost '{}' ({max}) is reached",
-                vhost.name
-            )));
-        }
+        self.access.check_queue_limit(&vhost.name, name, vhost.queue_count)?;
         Ok(arguments)
     }
 
-    fn make_queue(
+    pub(super) fn make_queue(
         &mut self,
         now: Now,
-        id: ConnectionId,
+        owner: Option<ConnectionId>,
         vhost: VhostKey,
         name: Box<str>,
         declare: DeclareQueue,
@@ -156,10 +156,9 @@ impl Node {
         if durable {
             self.put(Op::Create { log }, CommitLevel::Sync);
         }
-        let owner = declare.exclusive.then_some(id);
         let queue = NewQueue { vhost, name, durable, owner, auto_delete: declare.auto_delete, declared: declare.arguments, arguments };
         let key = self.insert_queue(now, queue, SmallVec::from_iter([Level::new(0, log)]));
-        if owner.is_some() {
+        if let Some(id) = owner {
             self.connection_mut(id).exclusive_queues.push(key);
         }
         if durable {
@@ -215,8 +214,10 @@ impl Node {
         self.queues[key.0].levels.insert(at, Level::new(priority, log));
         self.logs.insert(log, key);
         if durable {
-            self.put(Op::Create { log }, CommitLevel::Lazy);
-            self.save_queue(key);
+            self.put_ahead(|node| {
+                node.put(Op::Create { log }, CommitLevel::Lazy);
+                node.save_queue(key);
+            });
         }
     }
 
@@ -339,6 +340,11 @@ impl Node {
 
     pub(super) fn bind(&mut self, now: Now, id: ConnectionId, binding: &Binding) -> Result<Reply, Error> {
         let vhost = self.check_binding(id, binding)?;
+        self.make_binding(now, vhost, binding)?;
+        Ok(DONE)
+    }
+
+    pub(super) fn make_binding(&mut self, now: Now, vhost: VhostKey, binding: &Binding) -> Result<(), Error> {
         let added = self.vhosts[vhost.0].topology.bind(binding)?;
         if added.binding.is_some() && self.is_durable_binding(vhost, binding) {
             self.save_binding(vhost, binding);
@@ -346,7 +352,7 @@ impl Node {
         if let Some(exchange) = added.replay {
             self.replay_history(now, vhost, exchange, binding);
         }
-        Ok(DONE)
+        Ok(())
     }
 
     pub(super) fn unbind(&mut self, id: ConnectionId, binding: &Binding) -> Result<Reply, Error> {
@@ -376,7 +382,8 @@ impl Node {
             self.check_owner(id, key)?;
         }
         if vhost.topology.exchange_named(&binding.source).is_some_and(|exchange| exchange.is_topic()) {
-            self.access.authorise_topic(&user, &vhost.name, Action::Read, &binding.source, &binding.routing_key)?;
+            let topic = Resource::Topic { exchange: &binding.source, routing_key: &binding.routing_key, client_id: None };
+            self.access.authorise(&user, &vhost.name, Action::Read, topic)?;
         }
         Ok(vhost_key)
     }
@@ -414,12 +421,6 @@ impl Node {
                 Incoming { batch: &batch, persistent, priority: 0, any_expires: false, any_headers: false, confirm: false };
             self.enqueue(now, &[key], incoming, &mut Published::default());
         }
-    }
-
-    /// A new limit may make a queue too long already.
-    pub(super) fn limits_changed(&mut self, now: Now, key: QueueKey) {
-        self.use_queue(now, key);
-        self.touch(key);
     }
 }
 

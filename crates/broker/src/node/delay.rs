@@ -98,8 +98,11 @@ impl Node {
 
     fn make_bucket(&mut self, name: &BucketName) {
         let log = self.store.new_log();
-        self.put(Op::Create { log }, CommitLevel::Lazy);
-        self.save_bucket(&self.vhosts[name.vhost.0].name.clone(), &name.exchange, name.time, log);
+        let vhost = self.vhosts[name.vhost.0].name.clone();
+        self.put_ahead(|node| {
+            node.put(Op::Create { log }, CommitLevel::Lazy);
+            node.save_bucket(&vhost, &name.exchange, name.time, log);
+        });
         let bucket = Bucket { log, next: 0, waiting: 0, loaded: 0, settled: Default::default() };
         self.delays.logs.insert(log, name.clone());
         self.delays.buckets.insert(name.clone(), bucket);
@@ -222,6 +225,19 @@ impl Node {
         }
         self.release_delayed(now, effects);
         self.settle_down(now, effects, &mut []);
+    }
+
+    /// Its vhost is gone.
+    pub(super) fn forget_delays(&mut self, vhost: VhostKey) {
+        let names: Vec<BucketName> = self.delays.buckets.keys().filter(|name| name.vhost == vhost).cloned().collect();
+        for name in names {
+            if let Some(bucket) = self.delays.buckets.remove(&name) {
+                self.delays.logs.remove(&bucket.log);
+                let vhost = self.vhosts[vhost.0].name.clone();
+                self.forget_bucket(&vhost, &name.exchange, name.time);
+                self.put(Op::Drop { log: bucket.log }, CommitLevel::Lazy);
+            }
+        }
     }
 
     /// Messages that wait in delaying exchanges.

@@ -2,6 +2,7 @@
 
 use super::{Effects, Node, Purpose, Read};
 use crate::arguments::{Overflow, QueueType};
+use crate::death::DeathReason;
 use crate::limits;
 use crate::link::Held;
 use crate::queue::level::ReadyRun;
@@ -216,7 +217,7 @@ impl Node {
                 return;
             }
             let Some((at, run)) = self.lowest(key) else { return };
-            self.leave(key, at, run, crate::death::Reason::Maxlen);
+            self.leave(key, at, run, DeathReason::MaxLength);
         }
     }
 

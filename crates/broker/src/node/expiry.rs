@@ -1,11 +1,12 @@
 //! What happens by itself: messages expire, unused queues go, held deliveries time out, delays end.
 
 use super::{Effects, Node, Purpose, Read};
-use crate::death::Reason;
+use crate::death::DeathReason;
 use crate::link::Held;
 use crate::limits;
 use crate::message::Facts;
 use crate::queue::level::Removal;
+use crate::queue::VhostKey;
 use crate::request::{ConnectionId, Event, LinkId, Now, Outcome};
 use crate::topology::QueueKey;
 use std::cmp::Reverse;
@@ -23,6 +24,8 @@ pub(super) enum Timer {
     Held(ConnectionId, LinkId),
     /// A delayed message may be due, or a far bucket near.
     Delays,
+    /// The next slice of queues is to get the vhost's new policies.
+    Policies(VhostKey),
 }
 
 impl Node {
@@ -40,6 +43,7 @@ impl Node {
                 Timer::Unused(key) => self.expire_queue(now, key, effects),
                 Timer::Held(id, link) => self.time_out_held(now, id, link, effects),
                 Timer::Delays => self.release_delayed(now, effects),
+                Timer::Policies(vhost) => self.sweep_policies(now, vhost),
             }
             fired += 1;
             if fired == limits::TIMERS_PER_TURN {
@@ -112,7 +116,7 @@ impl Node {
     pub(super) fn expire_head(&mut self, now: Now, key: QueueKey) {
         for _ in 0..limits::EXPIRED_PER_TURN {
             let Some((at, run)) = self.expired_front(now, key) else { return };
-            self.leave(key, at, run, Reason::Expired);
+            self.leave(key, at, run, DeathReason::Expired);
         }
         self.schedule(now.mono_ms, Timer::Messages(key));
     }
@@ -171,7 +175,7 @@ impl Node {
         let Some(level) = queue.level_of(log) else { return };
         match level.remove(offset) {
             Removal::Taken { batch, index, durable } => {
-                self.leave_one(key, log, offset, &batch, index, durable, Reason::Expired);
+                self.leave_one(key, log, offset, &batch, index, durable, DeathReason::Expired);
             }
             Removal::NotReady => {}
             Removal::InStore => {
@@ -192,7 +196,7 @@ impl Node {
             if level.remove_unseen(offset) {
                 let index = (offset - base) as u32;
                 let durable = self.is_durable(key, batch);
-                self.leave_one(key, log, offset, batch, index, durable, Reason::Expired);
+                self.leave_one(key, log, offset, batch, index, durable, DeathReason::Expired);
             }
         }
     }

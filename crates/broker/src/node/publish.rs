@@ -234,7 +234,8 @@ impl Node {
         let exchange = vhost.topology.exchange_named(&route.exchange);
         if exchange.is_some_and(|exchange| exchange.is_topic()) {
             for key in keys_of(route) {
-                self.access.authorise_topic(&user, &vhost.name, Action::Write, &route.exchange, key)?;
+                let topic = Resource::Topic { exchange: &route.exchange, routing_key: key, client_id: None };
+                self.access.authorise(&user, &vhost.name, Action::Write, topic)?;
             }
         }
         let mut targets = Vec::new();

@@ -1,7 +1,7 @@
 //! Accept, requeue, release, reject.
 
 use super::Node;
-use crate::death::Reason;
+use crate::death::DeathReason;
 use crate::link::Held;
 use crate::queue::level::Returned;
 use crate::request::{ConnectionId, LinkId, Now, Outcome, PoolId};
@@ -57,7 +57,7 @@ impl Node {
             Outcome::Requeue { failed } => self.give_back(now, held, failed),
             Outcome::Release => self.give_back(now, held, true),
             Outcome::Reject => {
-                self.leave_held(&held, Reason::Rejected);
+                self.leave_held(&held, DeathReason::Rejected);
             }
         }
     }
@@ -71,7 +71,7 @@ impl Node {
         let exhausted = limits.max_retries.is_some_and(|max| deliveries > max)
             || failed && limits.delivery_limit().is_some_and(|max| failures > max);
         if exhausted {
-            self.leave_held(&held, Reason::DeliveryLimit);
+            self.leave_held(&held, DeathReason::DeliveryLimit);
             return;
         }
         let counts = limits.max_retries.is_some() || limits.delivery_limit().is_some();

@@ -34,6 +34,11 @@ impl<T> Slab<T> {
         self.free.last().copied().unwrap_or(self.entries.len() as u32)
     }
 
+    /// All slots in use lie below.
+    pub fn end(&self) -> u32 {
+        self.entries.len() as u32
+    }
+
     pub fn get(&self, slot: u32, generation: u32) -> Option<&T> {
         self.entries.get(slot as usize).filter(|entry| entry.0 == generation)?.1.as_ref()
     }

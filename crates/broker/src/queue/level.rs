@@ -330,6 +330,16 @@ impl Level {
         }
     }
 
+    /// Body bytes of what is ready and in memory.
+    pub fn ready_body_bytes(&self) -> u64 {
+        let body = |batch: &Batch, index: u32| batch.record(index).value.map_or(0, |value| value.len() as u64);
+        let returned: u64 = self.returned.values().map(|r| body(&r.batch, r.index)).sum();
+        let hot = self.hot.iter().flat_map(|chunk| {
+            (0..chunk.batch.len()).filter(|i| self.is_ready(chunk.base + *i as u64)).map(|i| body(&chunk.batch, i))
+        });
+        returned + hot.sum::<u64>()
+    }
+
     pub fn is_empty(&self) -> bool {
         self.returned.is_empty() && self.cursor == self.next
     }
