@@ -2,6 +2,7 @@
 //!
 //! Two implementations each: the real ones in [`crate::real`], and fakes in the tests, which is why these are traits.
 
+pub use broker::{Answer, Change};
 use broker::{Alarm, Client, ConnectionId, Effects, Error, Position, Read, ReadDone, Reply, Request};
 use protocol::Now;
 use std::sync::Arc;
@@ -85,71 +86,6 @@ impl Figure {
         self.labels.push_str(&format!("{comma}{label}=\"{value}\""));
         self
     }
-}
-
-/// What an operator's change answered, and when it is safe.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Answer {
-    pub value: serde_json::Value,
-    /// `None`: now.
-    pub safe_at: Option<Position>,
-}
-
-/// What an operator asks over the control socket, or at start.
-#[derive(Clone, PartialEq, Debug, serde::Serialize, serde::Deserialize)]
-#[serde(tag = "change", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Change {
-    /// The text of a RabbitMQ definitions file.
-    Import {
-        definitions: String,
-    },
-    Export,
-    SetUser {
-        user: String,
-        password: String,
-        tags: Option<Vec<String>>,
-    },
-    DeleteUser {
-        user: String,
-    },
-    ListUsers,
-    SetVhost {
-        vhost: String,
-    },
-    DeleteVhost {
-        vhost: String,
-    },
-    ListVhosts,
-    SetPermission {
-        user: String,
-        vhost: String,
-        configure: String,
-        write: String,
-        read: String,
-    },
-    DeletePermission {
-        user: String,
-        vhost: String,
-    },
-    ListPermissions {
-        user: Option<String>,
-        vhost: Option<String>,
-    },
-    SetPolicy {
-        vhost: String,
-        name: String,
-        pattern: String,
-        apply_to: String,
-        priority: i64,
-        definition: serde_json::Value,
-    },
-    DeletePolicy {
-        vhost: String,
-        name: String,
-    },
-    ListPolicies {
-        vhost: Option<String>,
-    },
 }
 
 /// The store, as the threads around it see it.

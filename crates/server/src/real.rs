@@ -6,9 +6,7 @@ use crate::owner::{Answer, Change, Figure, Figures, Journal, Kind, Owner};
 use crate::protocols::{self, Protocol, Protocols};
 use crate::run::Parts;
 use crate::settings::Settings;
-use broker::{
-    Alarm, Client, ConnectionId, Effects, Error, Node, NodeSettings, Position, Read, ReadDone, Reason, Reply, Request,
-};
+use broker::{Alarm, Client, ConnectionId, Effects, Error, Node, NodeSettings, Position, Read, ReadDone, Reply, Request};
 use protocol::Now;
 use std::os::unix::fs::DirBuilderExt;
 use std::sync::Arc;
@@ -130,8 +128,8 @@ impl Owner for Node {
         figures
     }
 
-    fn administer(&mut self, _now: Now, _change: Change, _effects: &mut Effects) -> Result<Answer, Error> {
-        Err(Error::new(Reason::NotImplemented, "the node takes no changes yet"))
+    fn administer(&mut self, now: Now, change: Change, effects: &mut Effects) -> Result<Answer, Error> {
+        Node::administer(self, now, change, effects)
     }
 }
 

@@ -167,7 +167,7 @@ struct Doors {
 impl Doors {
     /// All addresses are bound before the first connection is accepted.
     async fn open(&mut self, settings: &Settings, house: &Arc<House>, site: &Site) -> Result<(), String> {
-        let host = default_host(&house.hub, settings);
+        let host = default_host(&house.hub);
         let amqp = self.bind("amqp", &settings.amqp, host).await?;
         let amqps = self.bind("amqps", &settings.amqps, host).await?;
         let pages = self.bind("http", &settings.http, host).await?;
@@ -201,11 +201,10 @@ impl Doors {
 }
 
 /// Loopback as long as nobody but guest could log in: guest may not come from elsewhere anyway.
-fn default_host(hub: &Hub, settings: &Settings) -> &'static str {
-    let others = match hub.with_node(|node, now, effects| node.administer(now, Change::ListUsers, effects)) {
-        Ok(users) => users.value.as_array().is_some_and(|users| users.iter().any(|user| user["name"] != "guest")),
-        Err(_) => settings.default_user.as_ref().is_some_and(|first| first.user != "guest"),
-    };
+fn default_host(hub: &Hub) -> &'static str {
+    let users = hub.with_node(|node, now, effects| node.administer(now, Change::ListUsers, effects));
+    let users = users.map(|answer| answer.value).unwrap_or_default();
+    let others = users.as_array().is_some_and(|users| users.iter().any(|user| user["user"] != "guest"));
     if others { "0.0.0.0" } else { "127.0.0.1" }
 }
 
