@@ -325,7 +325,10 @@ fn status(value: &Value) -> String {
     for figure in value["figures"].as_array().into_iter().flatten() {
         let labels = figure["labels"].as_str().unwrap_or("");
         let labels = if labels.is_empty() { String::new() } else { format!("{{{labels}}}") };
-        rows.push(vec![format!("{}{labels}", figure["name"].as_str().unwrap_or("")), figure["value"].to_string()]);
+        rows.push(vec![
+            format!("{}{labels}", figure["name"].as_str().unwrap_or("")),
+            figure["value"].as_f64().unwrap_or(0.0).to_string(),
+        ]);
     }
     aligned(&rows)
 }

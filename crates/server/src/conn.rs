@@ -81,6 +81,8 @@ pub enum Failure {
     Socket(std::io::ErrorKind),
     /// A bug of ours.
     Panic,
+    /// The own task has left.
+    Over,
 }
 
 impl Speech {

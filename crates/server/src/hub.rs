@@ -96,22 +96,29 @@ impl Hub {
         Ok(conn)
     }
 
+    /// Own task: it is over. Whoever still holds the connection finds nothing to do there.
     pub fn disconnect(&self, conn: &Conn) {
-        with_scratch(|scratch| {
-            let now = self.clock.now();
-            let mut owned = self.owned();
-            owned.node.disconnect(now, conn.id, &mut scratch.effects);
-            if let Some(slot) =
-                owned.conns.get_mut(conn.id.slot as usize).filter(|c| c.as_ref().is_some_and(|c| c.id == conn.id))
-            {
-                *slot = None;
-            }
-            self.release(owned, scratch);
-            self.attend_touched(scratch);
+        conn.speech().failed = Some(Failure::Over);
+        self.guard(|| {
+            with_scratch(|scratch| {
+                let now = self.clock.now();
+                let mut owned = self.owned();
+                owned.forget(conn.id);
+                owned.node.disconnect(now, conn.id, &mut scratch.effects);
+                self.release(owned, scratch);
+                self.attend_touched(scratch);
+            });
         });
         conn.inbox().clear();
         self.timer.disarm(conn);
         self.counts.connections_closed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Runs what must not end its thread if it meets a bug.
+    pub fn guard(&self, work: impl FnOnce()) {
+        if catch_unwind(AssertUnwindSafe(work)).is_err() {
+            self.counts.panics.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// Uses the node from a thread that serves no connection: a reader, the timer, an alarm, an operator.
@@ -351,7 +358,7 @@ impl Hub {
             if !has_room || speech.failed.is_some() || !conn.starved.load(Ordering::Acquire) {
                 break Rest::Done;
             }
-            if refills == limits::REFILLS_PER_TURN {
+            if refills >= scratch.refills_max {
                 conn.dirty.store(true, Ordering::SeqCst);
                 conn.poke();
                 break Rest::HandedOver;
@@ -535,6 +542,14 @@ impl Owned {
             }
         }
         scratch.effects.starved = starved;
+    }
+
+    fn forget(&mut self, id: ConnectionId) {
+        if let Some(slot) = self.conns.get_mut(id.slot as usize)
+            && slot.as_ref().is_some_and(|conn| conn.id == id)
+        {
+            *slot = None;
+        }
     }
 
     fn conn(&self, id: ConnectionId) -> Option<&Arc<Conn>> {

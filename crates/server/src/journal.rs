@@ -3,7 +3,9 @@
 
 use crate::hub::Hub;
 use crate::limits;
+use crate::scratch::with_scratch;
 use broker::Alarm;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -14,7 +16,9 @@ pub type Stop = Arc<AtomicBool>;
 
 pub fn spawn_writer(hub: &Arc<Hub>, stop: Stop) -> std::io::Result<JoinHandle<()>> {
     let hub = hub.clone();
-    std::thread::Builder::new().name("journal".into()).spawn(move || {
+    spawn("journal", move || {
+        // Confirms are this thread's only words: who wants more than that gets it from the connection's own task.
+        with_scratch(|scratch| scratch.refills_max = 0);
         let mut due = Vec::new();
         while !stop.load(Ordering::Acquire) {
             if hub.journal.wait_for_group(Duration::from_millis(limits::JOURNAL_WAIT_MS)) {
@@ -31,7 +35,7 @@ pub fn spawn_writer(hub: &Arc<Hub>, stop: Stop) -> std::io::Result<JoinHandle<()
 
 pub fn spawn_checkpointer(hub: &Arc<Hub>, stop: Stop) -> std::io::Result<JoinHandle<()>> {
     let hub = hub.clone();
-    std::thread::Builder::new().name("checkpoint".into()).spawn(move || {
+    spawn("checkpoint", move || {
         while !stop.load(Ordering::Acquire) {
             if hub.journal.wait_for_checkpoint(Duration::from_millis(limits::CHECKPOINT_WAIT_MS))
                 && let Err(error) = hub.journal.checkpoint()
@@ -39,6 +43,15 @@ pub fn spawn_checkpointer(hub: &Arc<Hub>, stop: Stop) -> std::io::Result<JoinHan
                 die(&error);
             }
             hub.set_alarm(Alarm::Journal, hub.journal.is_pressed());
+        }
+    })
+}
+
+/// Without either thread nobody would ever be confirmed again: a bug in one of them ends the process.
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name(name.into()).spawn(move || {
+        if catch_unwind(AssertUnwindSafe(body)).is_err() {
+            die("a bug");
         }
     })
 }

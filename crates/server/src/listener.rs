@@ -9,11 +9,11 @@ use crate::session::Session;
 use crate::talk::{End, Talk};
 use crate::tls::{self, Tls};
 use broker::Client;
-use protocol::Peer;
+use protocol::{Now, Peer};
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
@@ -26,6 +26,8 @@ pub struct Gate {
     connections: AtomicUsize,
     half_open: AtomicUsize,
     addresses: Mutex<HashMap<IpAddr, usize>>,
+    /// In which second a refusal was last logged: a flood of them must not become a flood of lines.
+    complained_s: AtomicU64,
 }
 
 /// The right to be connected; given back when dropped.
@@ -55,6 +57,7 @@ impl Gate {
             connections: AtomicUsize::new(0),
             half_open: AtomicUsize::new(0),
             addresses: Mutex::default(),
+            complained_s: AtomicU64::new(0),
         })
     }
 
@@ -75,6 +78,12 @@ impl Gate {
             return Err(Refusal::TooMany);
         }
         Ok(admission)
+    }
+
+    /// True at most once a second.
+    fn may_complain(&self, now: Now) -> bool {
+        let second = now.unix_ms / 1000;
+        self.complained_s.swap(second, Ordering::Relaxed) != second
     }
 
     pub fn half_open(&self) -> usize {
@@ -139,7 +148,9 @@ pub async fn run(house: Arc<House>, listener: TcpListener, protocol: Protocol, w
                     Ok(admission) => drop(tokio::spawn(serve(house, stream, from, protocol, with_tls, admission))),
                     Err(refusal) => {
                         house.hub.counts.connections_refused.fetch_add(1, Ordering::Relaxed);
-                        tracing::warn!(%from, ?refusal, "connection refused");
+                        if house.gate.may_complain(house.hub.clock.now()) {
+                            tracing::warn!(%from, ?refusal, "connection refused");
+                        }
                     }
                 }
             }

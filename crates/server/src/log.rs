@@ -14,6 +14,22 @@ pub fn start(format: LogFormat, level: LevelFilter) {
     };
 }
 
+/// Panics are events of the log like others.
+pub fn catch_panics() {
+    std::panic::set_hook(Box::new(|info| {
+        let payload = info.payload();
+        let text = payload.downcast_ref::<String>().map(String::as_str).or(payload.downcast_ref::<&str>().copied());
+        let at = info.location().map(ToString::to_string).unwrap_or_default();
+        let thread = std::thread::current();
+        // Empty unless RUST_BACKTRACE asks for it; quoted, so that it stays on its line.
+        let backtrace = std::backtrace::Backtrace::capture();
+        if backtrace.status() == std::backtrace::BacktraceStatus::Captured {
+            tracing::error!(backtrace = ?backtrace.to_string(), "backtrace of the panic below");
+        }
+        tracing::error!(thread = thread.name(), %at, what = %clean(text.unwrap_or("?")), "panic");
+    }));
+}
+
 /// A string from outside, fit for a line of the log.
 pub fn clean(text: &str) -> impl Display + '_ {
     struct Clean<'a>(&'a str);

@@ -34,6 +34,7 @@ fn run(job: Job) -> Result<(), String> {
 
 fn serve(settings: Settings) -> Result<(), String> {
     log::start(settings.log_format, settings.log_level);
+    log::catch_panics();
     for name in settings::unknown_variables(std::env::vars_os().filter_map(|(name, _)| name.into_string().ok())) {
         tracing::warn!(%name, "this variable means nothing to braid");
     }
@@ -63,9 +64,7 @@ fn listen_for_signals(tell: mpsc::Sender<Signal>) -> std::io::Result<()> {
     ];
     for (kind, meaning) in meanings {
         let (mut stream, tell) = (signal(kind)?, tell.clone());
-        tokio::spawn(async move {
-            while stream.recv().await.is_some() && tell.send(meaning).await.is_ok() {}
-        });
+        tokio::spawn(async move { while stream.recv().await.is_some() && tell.send(meaning).await.is_ok() {} });
     }
     Ok(())
 }

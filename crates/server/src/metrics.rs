@@ -24,8 +24,9 @@ pub fn collect(hub: &Hub, gate: &Gate) -> Figures {
     ]);
     for alarm in ALARMS {
         let on = u64::from(hub.has_alarm(alarm));
-        figures
-            .push(Figure::gauge("alarm", "1 while publishers are stopped for this reason.", on).with("reason", alarm_name(alarm)));
+        figures.push(
+            Figure::gauge("alarm", "1 while publishers are stopped for this reason.", on).with("reason", alarm_name(alarm)),
+        );
     }
     figures
 }

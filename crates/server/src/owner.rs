@@ -2,6 +2,7 @@
 //!
 //! Two implementations each: the real ones in [`crate::real`], and fakes in the tests, which is why these are traits.
 
+pub use broker::{Answer, Change};
 use broker::{Alarm, Client, ConnectionId, Effects, Error, Position, Read, ReadDone, Reply, Request};
 use protocol::Now;
 use std::sync::Arc;
@@ -86,8 +87,6 @@ impl Figure {
         self
     }
 }
-
-pub use broker::{Answer, Change};
 
 /// The store, as the threads around it see it.
 pub trait Journal: Send + Sync {

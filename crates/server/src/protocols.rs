@@ -1,4 +1,4 @@
-//! The table of protocols: a new one is a line in [`Protocol`] and in [`Protocols::start`].
+//! The table of protocols: a new one is a line in [`Protocol`], and one in [`crate::real`] that makes its machine.
 
 use protocol::{Connection, Now, Peer};
 use std::collections::hash_map::RandomState;
@@ -18,9 +18,12 @@ impl Protocol {
     }
 }
 
+/// Makes a machine; the last argument seeds what shall not be guessed.
+type Start = dyn Fn(Protocol, Peer, Now, u64) -> Box<dyn Connection> + Send + Sync;
+
 /// Makes a machine for each connection.
 pub struct Protocols {
-    start: Box<dyn Fn(Protocol, Peer, Now, u64) -> Box<dyn Connection> + Send + Sync>,
+    start: Box<Start>,
     seeds: RandomState,
 }
 

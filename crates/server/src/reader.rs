@@ -55,7 +55,7 @@ pub fn spawn(hub: &Arc<Hub>, number: usize) -> std::io::Result<JoinHandle<()>> {
             if let Err(error) = &batches {
                 tracing::error!(log = read.log.0, from = read.from, %error, "the store could not read");
             }
-            hub.with_node(|node, now, effects| node.handle_read(now, ReadDone { read, batches }, effects));
+            hub.guard(|| hub.with_node(|node, now, effects| node.handle_read(now, ReadDone { read, batches }, effects)));
         }
     })
 }

@@ -69,7 +69,14 @@ impl Owner for Node {
         Node::disconnect(self, now, id, effects);
     }
 
-    fn handle(&mut self, now: Now, id: ConnectionId, requests: &mut Vec<Request>, replies: &mut Vec<Reply>, effects: &mut Effects) {
+    fn handle(
+        &mut self,
+        now: Now,
+        id: ConnectionId,
+        requests: &mut Vec<Request>,
+        replies: &mut Vec<Reply>,
+        effects: &mut Effects,
+    ) {
         Node::handle(self, now, id, requests, replies, effects);
     }
 

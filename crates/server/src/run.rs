@@ -204,7 +204,7 @@ impl Doors {
 fn default_host(hub: &Hub) -> &'static str {
     let users = hub.with_node(|node, now, effects| node.administer(now, Change::ListUsers, effects));
     let users = users.map(|answer| answer.value).unwrap_or_default();
-    let others = users.as_array().is_some_and(|users| users.iter().any(|user| user["name"] != "guest"));
+    let others = users.as_array().is_some_and(|users| users.iter().any(|user| user["user"] != "guest"));
     if others { "0.0.0.0" } else { "127.0.0.1" }
 }
 

@@ -6,7 +6,6 @@ use broker::{Effects, Reply, Request};
 use std::cell::RefCell;
 use std::sync::Arc;
 
-#[derive(Default)]
 pub struct Scratch {
     /// Of the connection that is being attended; empty between turns.
     pub requests: Vec<Request>,
@@ -14,11 +13,25 @@ pub struct Scratch {
     pub effects: Effects,
     /// Connections whose `dirty` flag this thread has set: it owes each of them an attendance.
     pub touched: Vec<Arc<Conn>>,
+    /// How often this thread refills one draining connection before it leaves the rest to that connection's own task.
+    pub refills_max: u32,
     outbox_spares: Vec<Vec<u8>>,
     inbox_spares: Vec<Vec<Said>>,
 }
 
 impl Scratch {
+    fn new() -> Scratch {
+        Scratch {
+            requests: Vec::new(),
+            replies: Vec::new(),
+            effects: Effects::default(),
+            touched: Vec::new(),
+            refills_max: limits::REFILLS_PER_TURN,
+            outbox_spares: Vec::new(),
+            inbox_spares: Vec::new(),
+        }
+    }
+
     pub fn outbox_spare(&mut self) -> Option<Vec<u8>> {
         self.outbox_spares.pop()
     }
@@ -44,7 +57,7 @@ impl Scratch {
 }
 
 thread_local! {
-    static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch::default());
+    static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch::new());
     static INPUT: RefCell<Box<[u8]>> = RefCell::new(vec![0; limits::READ_BYTES].into());
 }
 

@@ -94,10 +94,12 @@ pub async fn run(hub: Arc<Hub>) {
             hub.look_after(&conn);
         }
         if timer.node_at.load(Ordering::SeqCst) <= now_ms {
-            hub.with_node(|node, now, effects| {
-                if node.next_timeout().is_some_and(|at| at <= now.mono_ms) {
-                    node.handle_timeout(now, effects);
-                }
+            hub.guard(|| {
+                hub.with_node(|node, now, effects| {
+                    if node.next_timeout().is_some_and(|at| at <= now.mono_ms) {
+                        node.handle_timeout(now, effects);
+                    }
+                });
             });
         }
         // Tell first, then look: who arms something after the look sees what we sleep until, and wakes us.

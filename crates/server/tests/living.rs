@@ -111,7 +111,7 @@ fn it_answers_on_every_door_and_cleans_up_behind_itself() {
     let status = control::ask(&node.dir, &Ask::Status { status: true }).unwrap();
     assert_eq!(status["listeners"]["amqp"], node.address("amqp").to_string());
     let users = control::ask(&node.dir, &Ask::Change(Change::ListUsers)).unwrap();
-    assert_eq!(users[0]["name"], "guest");
+    assert_eq!(users[0]["user"], "guest");
     let missing = Ask::Change(Change::DeleteUser { user: "x".into() });
     assert_eq!(control::ask(&node.dir, &missing).unwrap_err(), "no user 'x'");
     node.stop().unwrap();

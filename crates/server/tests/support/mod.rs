@@ -255,7 +255,7 @@ impl Owner for FakeNode {
     }
     fn administer(&mut self, _: Now, change: Change, _: &mut Effects) -> Result<Answer, Error> {
         let value = match change {
-            Change::ListUsers => serde_json::json!([{"name": "guest", "tags": ["administrator"]}]),
+            Change::ListUsers => serde_json::json!([{"user": "guest", "tags": ["administrator"]}]),
             Change::DeleteUser { user } => return Err(Error::not_found(format!("no user '{user}'"))),
             other => serde_json::to_value(other).unwrap(),
         };
