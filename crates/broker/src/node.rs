@@ -233,14 +233,20 @@ impl Node {
             return;
         }
         self.counters.connections_closed += 1;
-        self.close_links(now, id, None);
-        self.delete_exclusive_queues(now, id, effects);
+        self.leave_world(now, id, effects);
         if let Some(connection) = self.connections.remove(id.slot, id.generation) {
             if let Some((name, _)) = connection.reply_address {
                 self.reply_addresses.remove(&name);
             }
         }
         self.settle_down(now, effects, &mut []);
+    }
+
+    /// What a connection held goes back; what was its own goes away.
+    fn leave_world(&mut self, now: Now, id: ConnectionId, effects: &mut Effects) {
+        self.connection_mut(id).transactions.clear();
+        self.close_links(now, id, None);
+        self.delete_exclusive_queues(now, id, effects);
     }
 
     /// Drains `requests`; pushes exactly one reply each, in order.
@@ -320,6 +326,10 @@ impl Node {
             Request::Commit { ticket } => self.commit_transaction(now, id, ticket, effects),
             Request::Rollback { ticket } => {
                 self.connection_mut(id).transactions.remove(&ticket);
+                Ok(Reply::Done { safe_at: None })
+            }
+            Request::Leave => {
+                self.leave_world(now, id, effects);
                 Ok(Reply::Done { safe_at: None })
             }
             Request::ClosePool { pool } => {

@@ -163,6 +163,8 @@ pub enum Request {
     /// Everything transactional of this ticket becomes one commit.
     Commit { ticket: u32 },
     Rollback { ticket: u32 },
+    /// The client says goodbye: what was this connection's own goes before it hears the answer, as it may come back at once.
+    Leave,
     /// The channel is gone: its transaction is rolled back, its pool's links are cancelled and what they hold is released.
     ClosePool { pool: PoolId },
 }

@@ -170,7 +170,7 @@ impl Journal for Store {
             Figure::counter("journal_written_bytes_total", "Bytes written to the journal.", stats.group_bytes),
             Figure::gauge("journal_bytes", "Journal in use.", stats.journal_bytes),
             Figure::gauge("tail_bytes", "Batches in memory that wait for their segment.", stats.tail_bytes),
-            Figure::gauge("queued_bytes", "Commits that wait for their group.", stats.queued_bytes),
+            Figure::gauge("waiting_bytes", "Commits that wait for their group.", stats.waiting_bytes),
             Figure::counter("checkpoints_total", "Checkpoints.", stats.checkpoints),
             Figure::counter("segment_written_bytes_total", "Bytes written to segments.", stats.segment_bytes_written),
             Figure::gauge("logs", "Logs.", stats.logs),

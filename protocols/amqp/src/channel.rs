@@ -94,6 +94,8 @@ pub(crate) enum Then {
     Commit,
     Rollback,
     Leave,
+    /// The whole connection.
+    Bye,
 }
 
 impl Channel {

@@ -318,6 +318,8 @@ impl Connection {
                 self.state = State::Entering;
                 self.ask(0, id, Then::Enter, Request::OpenVhost { vhost: virtual_host.into() }, requests);
             }
+            // Its exclusive queues are gone before it hears close-ok: it may be back at once.
+            (State::Running, Method::ConnectionClose { .. }) => self.ask(0, id, Then::Bye, Request::Leave, requests),
             (_, Method::ConnectionClose { .. }) => {
                 method::put(self.outbox.buffer(), 0, &Method::ConnectionCloseOk {});
                 self.finish();
@@ -550,6 +552,10 @@ impl Connection {
                 self.say(0, &Method::ConnectionOpenOk { known_hosts: "" });
             }
             (Then::NewSecret, _) => self.say(0, &Method::ConnectionUpdateSecretOk {}),
+            (Then::Bye, _) => {
+                self.say(0, &Method::ConnectionCloseOk {});
+                self.finish();
+            }
             _ => {}
         }
     }

@@ -80,8 +80,7 @@ impl Node {
         };
         self.counters.published += publish.batch.len() as u64;
         if publish.transactional {
-            self.note_publish(id, ticket, publish);
-            return Published::default();
+            return Published { error: self.note_publish(id, ticket, publish), ..Published::default() };
         }
         if self.store.pressure() == Pressure::DrainOnly && publish.persistent {
             let error = Error::new(Reason::ResourceError, "the journal is full");

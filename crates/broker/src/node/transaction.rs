@@ -20,15 +20,17 @@ pub(super) struct Settle {
 }
 
 impl Node {
-    pub(super) fn note_publish(&mut self, id: ConnectionId, ticket: u32, publish: Publish) {
+    /// A transaction that grows too large ends its channel there and then: nobody may make us keep more.
+    pub(super) fn note_publish(&mut self, id: ConnectionId, ticket: u32, publish: Publish) -> Option<Error> {
         let transaction = self.connection_mut(id).transactions.entry(ticket).or_default();
         transaction.bytes += publish.batch.size();
-        // Too large already: it will be refused whole, so its messages need not be kept.
-        if transaction.bytes <= limits::TRANSACTION_BYTES_MAX {
-            transaction.publishes.push(publish);
-        } else {
-            transaction.publishes.clear();
+        if transaction.bytes > limits::TRANSACTION_BYTES_MAX {
+            let text = format!("transaction of more than {} bytes", limits::TRANSACTION_BYTES_MAX);
+            self.connection_mut(id).transactions.remove(&ticket);
+            return Some(Error::precondition(text));
         }
+        transaction.publishes.push(publish);
+        None
     }
 
     pub(super) fn note_settle(&mut self, id: ConnectionId, ticket: u32, settle: Settle) {
@@ -39,9 +41,6 @@ impl Node {
     pub(super) fn commit_transaction(&mut self, now: Now, id: ConnectionId, ticket: u32, effects: &mut Effects) -> Result<Reply, Error> {
         self.settle_down(now, effects, &mut []);
         let transaction = self.connection_mut(id).transactions.remove(&ticket).unwrap_or_default();
-        if transaction.bytes > limits::TRANSACTION_BYTES_MAX {
-            return Err(Error::precondition(format!("transaction of {} bytes is too large", transaction.bytes)));
-        }
         let mut published = Published::default();
         let mut unroutable = Vec::new();
         for (number, mut publish) in transaction.publishes.into_iter().enumerate() {

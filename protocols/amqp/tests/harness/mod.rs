@@ -491,6 +491,7 @@ pub fn describe(request: &Request) -> String {
             let line = format!("publish {ticket} '{}' '{}{more}'{flags}{priority}: {}", route.exchange, route.routing_key, bodies.join(" "));
             line.trim_end().into()
         }
+        Request::Leave => "leave".into(),
         Request::Settle { ticket, link, first, count, outcome, transactional } => {
             let outcome = match outcome {
                 Outcome::Accept => "accept",
