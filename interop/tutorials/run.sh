@@ -1,11 +1,12 @@
 #!/bin/sh
 # Runs the six tutorial programs of one language against a broker.
-# usage: run.sh URI python|node|go     PYTHON=... chooses the interpreter (one that has pika)
+# usage: run.sh URI python|node|go|java|rust     PYTHON=... chooses the interpreter (one that has pika)
 set -eu
-uri=${1:?usage: run.sh URI python|node|go}
-lang=${2:?usage: run.sh URI python|node|go}
+uri=${1:?usage: run.sh URI python|node|go|java|rust}
+lang=${2:?usage: run.sh URI python|node|go|java|rust}
 cd "$(dirname "$0")"
 case $lang in
+java | rust) exec "./$lang.sh" "$uri" ;;
 python) run() { "${PYTHON:-python3}" python/tutorials.py "$uri" "$1"; } ;;
 node)
     [ -d ../amqplib/node_modules ] || (cd ../amqplib && npm ci >&2)
