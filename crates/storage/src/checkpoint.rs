@@ -197,13 +197,7 @@ impl Store {
     }
 
     /// One log: what is unsettled to its segment, its state to the entries.
-    fn write_log(
-        &self,
-        ck: &mut Checkpointer,
-        pass: &mut Pass,
-        id: LogId,
-        between: &mut dyn FnMut(),
-    ) -> Result<(), Error> {
+    fn write_log(&self, ck: &mut Checkpointer, pass: &mut Pass, id: LogId, between: &mut dyn FnMut()) -> Result<(), Error> {
         self.rewrite_segments(ck, pass, id)?;
         // A long tail goes in slices; what is left for the moment that counts is short, unless it grows faster than we write.
         for _ in 0..64 {
@@ -333,7 +327,9 @@ impl Store {
                 assert!(file.last_position <= cut, "file {} is still needed", file.number);
                 state.files.pop_front();
                 let kept = self.kept.contains(&file.number);
-                let reuse = !kept && file.number >= state.reuse_from && state.ready.len() + renamed.len() < limits::JOURNAL_READY_MAX;
+                let reuse = !kept
+                    && file.number >= state.reuse_from
+                    && state.ready.len() + renamed.len() < limits::JOURNAL_READY_MAX;
                 let new = reuse.then_some(state.next_file);
                 state.next_file += reuse as u64;
                 (file.number, new)
@@ -477,13 +473,7 @@ impl Store {
     }
 
     /// Appends batches to the log's segments, new ones as they fill up; then memory lets go of them.
-    fn write_to_segments(
-        &self,
-        ck: &mut Checkpointer,
-        id: LogId,
-        volatile: bool,
-        batches: Batches,
-    ) -> Result<(), Error> {
+    fn write_to_segments(&self, ck: &mut Checkpointer, id: LogId, volatile: bool, batches: Batches) -> Result<(), Error> {
         if batches.is_empty() {
             return Ok(());
         }
@@ -530,7 +520,12 @@ impl Store {
     }
 
     /// Writes to one segment until it is full; how many batches that took.
-    fn fill(&self, ck: &mut Checkpointer, segment: &mut Segment, batches: &[(Offset, u32, Arc<Batch>)]) -> Result<usize, Error> {
+    fn fill(
+        &self,
+        ck: &mut Checkpointer,
+        segment: &mut Segment,
+        batches: &[(Offset, u32, Arc<Batch>)],
+    ) -> Result<usize, Error> {
         let path = self.files.path(segment.id);
         let file = self.files.open(segment.id).map_err(|e| Error::io("open", &path, e))?;
         let mut run = Vec::new();

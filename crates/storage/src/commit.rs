@@ -67,17 +67,37 @@ impl Run {
 #[derive(Clone, Debug)]
 pub enum Op {
     /// Writes one batch to any number of logs. It stands once in memory and in the journal.
-    Append { batch: Arc<Batch>, to: SmallVec<[(LogId, Offset); 2]> },
+    Append {
+        batch: Arc<Batch>,
+        to: SmallVec<[(LogId, Offset); 2]>,
+    },
     /// These records of a destructive log are done with.
-    Settle { log: LogId, run: Run },
+    Settle {
+        log: LogId,
+        run: Run,
+    },
     /// How often the record at `offset` has been delivered; a lower bound after a crash.
-    Count { log: LogId, offset: Offset, deliveries: u32 },
+    Count {
+        log: LogId,
+        offset: Offset,
+        deliveries: u32,
+    },
     /// Everything before `before` is gone (purge, retention).
-    Trim { log: LogId, before: Offset },
-    Create { log: LogId },
-    Drop { log: LogId },
+    Trim {
+        log: LogId,
+        before: Offset,
+    },
+    Create {
+        log: LogId,
+    },
+    Drop {
+        log: LogId,
+    },
     /// Sets (`Some`) or deletes (`None`) a metadata key.
-    Put { key: Box<[u8]>, value: Option<Box<[u8]>> },
+    Put {
+        key: Box<[u8]>,
+        value: Option<Box<[u8]>>,
+    },
 }
 
 /// One atomic change. At most [`crate::limits::COMMIT_BYTES_MAX`] encoded.
@@ -106,11 +126,17 @@ impl Commit {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Refused {
     /// An append does not begin where the log ends: a stale owner, or a bug.
-    Stale { log: LogId, next: Offset, given: Offset },
+    Stale {
+        log: LogId,
+        next: Offset,
+        given: Offset,
+    },
     UnknownLog(LogId),
     /// A log is created once.
     Exists(LogId),
-    TooLarge { bytes: usize },
+    TooLarge {
+        bytes: usize,
+    },
     /// The journal is too full for this kind of commit ([`crate::Pressure`]).
     Full,
     /// A sync failed before. Final: the process must end.

@@ -8,16 +8,29 @@ use std::path::{Path, PathBuf};
 #[derive(Debug)]
 pub enum Error {
     /// The disk said no. A failed write or sync of what must be durable poisons the store.
-    Io { doing: &'static str, path: PathBuf, source: io::Error },
+    Io {
+        doing: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
     /// The data directory has another format. Nothing was changed.
-    Version { found: u32, known: u32 },
+    Version {
+        found: u32,
+        known: u32,
+    },
     /// Another process holds the data directory.
     Locked(PathBuf),
     /// The directory is not empty, and what is in it is not ours or cannot be understood. Nothing was changed.
     Foreign(PathBuf),
     /// These records stand in a file that does not read back as it was written. They are not gone: the file is kept.
     /// A reader that wants to go on begins at `to`.
-    Damaged { log: LogId, from: Offset, to: Offset, file: PathBuf, at: u64 },
+    Damaged {
+        log: LogId,
+        from: Offset,
+        to: Offset,
+        file: PathBuf,
+        at: u64,
+    },
     UnknownLog(LogId),
     /// A write or sync failed before; the first error was reported then. Final.
     Poisoned,

@@ -313,25 +313,30 @@ pub(crate) enum FrameOp {
     Other(Op),
 }
 
-/// The frame at the start of `bytes`, if there is a whole one: head, operations and every batch check out.
-pub(crate) fn parse(bytes: &[u8]) -> Option<Frame> {
+/// The head that seems to stand at the start of `bytes`. Nothing is checked: it only tells what is worth checking.
+pub(crate) fn peek(bytes: &[u8]) -> Option<FrameHead> {
     if bytes.get(..4)? != MAGIC {
         return None;
     }
-    let mut fields = Fields(&bytes[4..]);
-    let crc = fields.u32()?;
-    let length = fields.u32()? as usize;
-    let (kind, flags) = (fields.u8()?, fields.u8()?);
+    let mut fields = Fields(bytes.get(12..HEAD_BYTES)?);
+    let (_, flags) = (fields.u8()?, fields.u8()?);
     fields.take(2)?;
-    let head = FrameHead {
+    Some(FrameHead {
         incarnation: fields.u64()?,
         group: fields.u64()?,
         position: fields.u64()?,
         epoch: fields.u32()?,
         first: flags & FIRST_OF_GROUP != 0,
         last: flags & LAST_OF_GROUP != 0,
-    };
-    let meta_bytes = fields.u32()? as usize;
+    })
+}
+
+/// The frame at the start of `bytes`, if there is a whole one: head, operations and every batch check out.
+pub(crate) fn parse(bytes: &[u8]) -> Option<Frame> {
+    let head = peek(bytes)?;
+    let mut fields = Fields(&bytes[4..]);
+    let (crc, length, kind) = (fields.u32()?, fields.u32()? as usize, fields.u8()?);
+    let meta_bytes = Fields(&bytes[HEAD_BYTES - 4..]).u32()? as usize;
     if length % ALIGN != 0 || length > bytes.len() || meta_bytes > length.checked_sub(HEAD_BYTES)? {
         return None;
     }
@@ -396,9 +401,4 @@ fn parse_op(tag: u8, fields: &mut Fields) -> Option<Op> {
         6 => Op::Drop { log },
         _ => return None,
     })
-}
-
-/// What is needed to walk a journal without reading its batches: a guess that [`parse`] must confirm.
-pub(crate) fn looks_like_frame(bytes: &[u8]) -> bool {
-    bytes.starts_with(&MAGIC)
 }

@@ -26,8 +26,9 @@ pub const TAIL_EXCESS: usize = 4;
 pub const OPEN_SEGMENTS_MAX: usize = 64;
 /// Batches of one log that one hold of the store's mutex hands to the checkpointer.
 pub const SLICE_BATCHES: usize = 1024;
-/// Journal files that are kept zeroed, or written before, for what comes.
-pub const JOURNAL_READY_MAX: usize = 8;
+/// Journal files that are kept, zeroed or written before, for what comes: more than a checkpoint frees at a time, so that
+/// none is removed and made again.
+pub const JOURNAL_READY_MAX: usize = 12;
 /// Log numbers that one checkpoint sets aside: those handed out are not handed out again after a crash.
 pub const LOG_NUMBERS_AHEAD: u64 = 1 << 20;
 

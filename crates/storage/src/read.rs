@@ -7,7 +7,7 @@ use crate::batch::Batch;
 use crate::commit::{LogId, Offset};
 use crate::error::Error;
 use crate::log::Busy;
-use crate::segment::{Segment, SegmentId, Stretch, blocks_of, walk};
+use crate::segment::{Segment, SegmentId, Stretch, walk};
 use crate::store::Store;
 use std::io;
 use std::sync::Arc;
@@ -17,8 +17,6 @@ type Batches = Vec<(Offset, Arc<Batch>)>;
 enum Plan {
     /// Nothing at or above `from`.
     Nothing,
-    /// This must be read first, to know its blocks.
-    Learn(Stretch, Offset),
     Read(Reads),
 }
 
@@ -48,7 +46,6 @@ impl Store {
         loop {
             match self.plan(log, from, bytes_max)? {
                 Plan::Nothing => return Ok(Vec::new()),
-                Plan::Learn(stretch, end) => self.learn(log, from, stretch, end, &mut vanished)?,
                 Plan::Read(reads) => {
                     let (mut found, to) = match self.gather(&reads) {
                         Ok(gathered) => gathered,
@@ -82,40 +79,13 @@ impl Store {
         let Some(busy) = log.busy.as_ref().filter(|_| from < log.next) else { return Ok(Plan::Nothing) };
         let mut stretches = Vec::new();
         for segments in [&busy.segments, &busy.spilled] {
-            match plan_segments(segments, from, bytes_max) {
-                Ok(planned) => stretches.extend(planned),
-                Err((stretch, end)) => return Ok(Plan::Learn(stretch, end)),
-            }
+            stretches.extend(plan_segments(segments, from, bytes_max));
         }
         let (tail, tail_to) = plan_tail(busy, from, bytes_max);
         if tail.is_empty() && stretches.is_empty() {
             return Ok(Plan::Nothing);
         }
         Ok(Plan::Read(Reads { from, tail, tail_to, stretches }))
-    }
-
-    /// Reads the part of a segment that was written before the last start, once, to check it whole and to know its blocks.
-    fn learn(&self, log: LogId, from: Offset, stretch: Stretch, end: Offset, vanished: &mut u32) -> Result<(), Error> {
-        let bytes = match self.files.read(&stretch) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound && *vanished < 8 => {
-                *vanished += 1;
-                return Ok(());
-            }
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof || error.kind() == io::ErrorKind::NotFound => {
-                return Err(self.damaged(log, from, end, &stretch));
-            }
-            Err(error) => return Err(Error::io("read", &self.files.path(stretch.id), error)),
-        };
-        let Some(found) = walk(&bytes, &stretch) else { return Err(self.damaged(log, from, end, &stretch)) };
-        let blocks = blocks_of(&bytes, &stretch, &found, self.settings.read_bytes);
-        let mut state = self.lock();
-        let busy = state.logs.get_mut(&log).and_then(|l| l.busy.as_mut());
-        let segment = busy.and_then(|b| b.segments.iter_mut().find(|s| s.id == stretch.id));
-        if let Some(segment) = segment {
-            segment.learn(blocks);
-        }
-        Ok(())
     }
 
     /// Everything between `from` and the nearest end of a stretch.
@@ -152,10 +122,9 @@ impl Store {
     fn damaged(&self, log: LogId, from: Offset, to: Offset, stretch: &Stretch) -> Error {
         let mut state = self.lock();
         let busy = state.logs.get_mut(&log).and_then(|l| l.busy.as_mut());
-        if let Some(segment) = busy.and_then(|b| b.segments.iter_mut().find(|s| s.id == stretch.id)) {
-            if !std::mem::replace(&mut segment.damaged, true) {
-                state.stats.damage += 1;
-            }
+        if let Some(segment) = busy.and_then(|b| b.segments.iter_mut().find(|s| s.id == stretch.id && !s.damaged)) {
+            segment.damaged = true;
+            state.stats.damage += 1;
         }
         Error::Damaged { log, from, to, file: self.files.path(stretch.id), at: stretch.at }
     }
@@ -171,16 +140,13 @@ impl Store {
     }
 }
 
-/// The stretch of the first segment that may hold `from`; or what must be learned before that is known.
-fn plan_segments(segments: &[Segment], from: Offset, bytes_max: usize) -> Result<Option<Planned>, (Stretch, Offset)> {
+/// The stretch of the first segment that may hold `from`.
+fn plan_segments(segments: &[Segment], from: Offset, bytes_max: usize) -> Option<Planned> {
     let at = segments.partition_point(|s| s.end <= from);
-    let Some(segment) = segments.get(at) else { return Ok(None) };
-    if let Some(unknown) = segment.unknown() {
-        return Err((unknown, segment.end));
-    }
+    let segment = segments.get(at)?;
     let next_file = segments.get(at + 1).map_or(WHOLE, |s| s.id.base);
-    let Some((stretch, more)) = segment.stretch(from, bytes_max) else { return Ok(None) };
-    Ok(Some(Planned { stretch, to: more.unwrap_or(next_file), end: segment.end }))
+    let (stretch, more) = segment.stretch(from, bytes_max)?;
+    Some(Planned { stretch, to: more.unwrap_or(next_file), end: segment.end })
 }
 
 fn plan_tail(busy: &Busy, from: Offset, bytes_max: usize) -> (Batches, Offset) {

@@ -45,6 +45,9 @@ pub(crate) fn open(disk: Arc<dyn Disk>, settings: Settings) -> Result<(Arc<Store
         Some(node_id) => node_id,
         None => make_format(&*disk, &settings)?,
     };
+    // Holds nothing that outlives a process; a copy of the directory may have left it out.
+    let spill = dir.join("spill");
+    disk.make_dir(&spill).map_err(|e| Error::io("make", &spill, e))?;
     let root = Root::open(&*disk, &dir)?;
     let journal = journal_files(&*disk, &dir.join("journal"))?;
     let slots = root.read();
@@ -81,10 +84,8 @@ fn read_format(disk: &dyn Disk, dir: &Path) -> Result<Option<u64>, Error> {
 /// Makes an empty data directory; the format file comes last, and what was begun without it is begun again.
 fn make_format(disk: &dyn Disk, settings: &Settings) -> Result<u64, Error> {
     let dir = &settings.dir;
-    if let Ok(root) = Root::open(disk, dir) {
-        if root.read().iter().any(Option::is_some) {
-            return Err(Error::Foreign(dir.clone()));
-        }
+    if Root::open(disk, dir).is_ok_and(|root| root.read().iter().any(Option::is_some)) {
+        return Err(Error::Foreign(dir.clone()));
     }
     for name in ["journal", "segments", "spill"] {
         let path = dir.join(name);
@@ -149,7 +150,7 @@ fn find_checkpoint(
         let bytes = read_journal_file(disk, dir, *number)?;
         let mut at = 0;
         while at < bytes.len() {
-            let Some(frame) = next_frame(&bytes, &mut at) else { break };
+            let Some(frame) = next_frame(&bytes, &mut at, |_| true) else { break };
             let head = frame.head;
             if (head.incarnation, head.position) != (last.0, last.1 + 1) {
                 last.2 = head.position;
@@ -167,14 +168,14 @@ fn find_checkpoint(
     Ok(best)
 }
 
-/// The next valid frame at or after `at`, which moves behind it.
-fn next_frame(bytes: &[u8], at: &mut usize) -> Option<Frame> {
+/// The next valid frame at or after `at`, which moves behind it. Of those that are not wanted only the head is looked at:
+/// most of a journal file may be what stood there before.
+fn next_frame(bytes: &[u8], at: &mut usize, wanted: impl Fn(&FrameHead) -> bool) -> Option<Frame> {
     while *at < bytes.len() {
-        if frame::looks_like_frame(&bytes[*at..]) {
-            if let Some(frame) = frame::parse(&bytes[*at..]) {
-                *at += frame.bytes;
-                return Some(frame);
-            }
+        let head = frame::peek(&bytes[*at..]).filter(|head| wanted(head));
+        if let Some(frame) = head.and_then(|_| frame::parse(&bytes[*at..])) {
+            *at += frame.bytes;
+            return Some(frame);
         }
         *at += frame::ALIGN;
     }
@@ -289,6 +290,9 @@ impl Recovery {
         for number in needed {
             self.old_files.push(unneeded(number));
             walk.file = number;
+            if self.is_history(&walk, number) {
+                continue;
+            }
             match read_journal_file(&*self.store.disk, &self.store.settings.dir, number) {
                 Ok(bytes) => {
                     if (bytes.len() as u64) < self.base.file_bytes {
@@ -296,7 +300,10 @@ impl Recovery {
                         self.damage_at(self.store.journal_path(number), bytes.len() as u64, None, what);
                         self.store.kept.insert(number);
                     }
+                    let before = (self.last.position, walk.waiting.len());
                     self.walk_file(&bytes, &mut walk)?;
+                    let idle = before == (self.last.position, walk.waiting.len());
+                    walk.idle_files = if idle { walk.idle_files + 1 } else { 0 };
                 }
                 Err(Error::Io { source, path, .. }) if source.raw_os_error().is_some() => {
                     self.damage_at(path, 0, None, format!("cannot be read: {source}"));
@@ -313,13 +320,34 @@ impl Recovery {
         Ok(())
     }
 
+    /// Whether a file need not be read. Files are used in order, each for one group at least: behind two in which nothing of
+    /// this life was found, one is read only if it begins with something of this life. A clean end is the end.
+    fn is_history(&self, walk: &Walk, number: u64) -> bool {
+        if self.base.clean && self.last.position >= self.base.synced {
+            return true;
+        }
+        if walk.idle_files < 2 {
+            return false;
+        }
+        let mut head = [0; frame::HEAD_BYTES];
+        let read = self.store.disk.open(&self.store.journal_path(number)).and_then(|file| file.read_at(&mut head, 0));
+        read.is_ok()
+            && frame::peek(&head)
+                .is_none_or(|head| head.incarnation != self.last.incarnation || head.group <= self.last.group)
+    }
+
     /// Applies the frames of one file. A place where none stands leaves what follows it in `walk` until it is known whether
     /// that is a torn tail or damage.
     fn walk_file(&mut self, bytes: &[u8], walk: &mut Walk) -> Result<(), Error> {
         let mut at = 0;
         while at < bytes.len() {
             let expected = at;
-            let Some(frame) = next_frame(bytes, &mut at) else {
+            let last = self.last;
+            let later = |head: &FrameHead| {
+                (head.incarnation == last.incarnation && (head.group, head.position) > (last.group, last.position))
+                    || planted::has(Bug::NoIncarnationOnReuse)
+            };
+            let Some(frame) = next_frame(bytes, &mut at, later) else {
                 walk.note_hole(expected as u64);
                 return Ok(());
             };
@@ -327,10 +355,6 @@ impl Recovery {
             let aligned = (expected as u64).next_multiple_of(limits::GROUP_ALIGN);
             if begin != expected && begin as u64 != aligned {
                 walk.note_hole(expected as u64);
-            }
-            if frame.head.incarnation != self.last.incarnation && !planted::has(Bug::NoIncarnationOnReuse) {
-                walk.note_hole(begin as u64);
-                continue;
             }
             self.walk_frame(frame, walk, begin)?;
         }
@@ -341,11 +365,6 @@ impl Recovery {
         let (head, last) = (frame.head, self.last);
         if planted::has(Bug::NoIncarnationOnReuse) && walk.waiting.is_empty() {
             return self.accept(frame);
-        }
-        // Older: the file's life before this one.
-        if (head.group, head.position) <= (last.group, last.position) {
-            walk.note_hole(begin as u64);
-            return Ok(());
         }
         let follows = if last.last { head.group == last.group + 1 && head.first } else { head.group == last.group };
         let next = last.position == 0 || head.position == last.position + 1;
@@ -438,7 +457,8 @@ impl Recovery {
         let end = log.durable_end;
         if *base < end || *base > OFFSET_MAX {
             drop(state);
-            let what = format!("commit {} appends {} records at {base}, the log ends at {end}", head.position, batch.span());
+            let what =
+                format!("commit {} appends {} records at {base}, the log ends at {end}", head.position, batch.span());
             self.damage_at(self.store.journal_dir.clone(), 0, Some(*id), what);
             return false;
         }
@@ -594,6 +614,8 @@ struct Walk {
     hole: Option<(u64, u64)>,
     /// Valid frames behind the hole: applied if a later group proves that they were synced.
     waiting: Vec<Frame>,
+    /// Files in a row in which nothing of this life was found.
+    idle_files: u32,
 }
 
 impl Walk {
@@ -602,12 +624,7 @@ impl Walk {
     }
 }
 
-fn load(
-    state: &mut State,
-    keys: &mut BTreeMap<Box<[u8]>, Box<[u8]>>,
-    as_of: &mut HashMap<LogId, u64>,
-    entry: Entry,
-) {
+fn load(state: &mut State, keys: &mut BTreeMap<Box<[u8]>, Box<[u8]>>, as_of: &mut HashMap<LogId, u64>, entry: Entry) {
     match entry {
         Entry::Log { id, as_of: position, log } => {
             as_of.insert(id, position);
@@ -629,6 +646,5 @@ fn trust_sizes(disk: &dyn Disk, dir: &Path, state: &mut State) {
     for segment in busy.filter_map(|b| b.segments.last_mut()) {
         let file = disk.open(&dir.join("segments").join(segment.id.name()));
         segment.bytes = file.and_then(|f| f.len()).unwrap_or(segment.bytes);
-        segment.unknown_bytes = segment.bytes;
     }
 }

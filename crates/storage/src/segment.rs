@@ -1,7 +1,7 @@
 //! A segment: batches of one log, back to back, exactly as Kafka keeps them. No head, no index: the file is nothing else.
 //!
 //! What says how much of it counts, and that nobody changed a batch's offset, length or epoch (which a batch's own CRC does
-//! not cover), is the manifest in the snapshot log: (base, generation, bytes, end, CRC over all heads). A segment is known in
+//! not cover), is the manifest in the snapshot log: (base, generation, bytes, end, blocks). A segment is known in
 //! blocks of about [`crate::limits::READ_BYTES`]; every read takes whole blocks and checks them, heads and batches.
 
 use crate::batch::{Batch, HEADER_BYTES};
@@ -37,10 +37,6 @@ pub(crate) struct Segment {
     pub bytes: u64,
     /// CRC-32C over (offset, length, epoch, crc) of every batch.
     pub heads_crc: u32,
-    /// Bytes before this are not in `blocks` yet: they were written before the last start and nobody read them since.
-    pub unknown_bytes: u64,
-    /// `heads_crc` at `unknown_bytes`.
-    pub unknown_crc: u32,
     pub blocks: Vec<Block>,
     /// How many of its offsets were settled when writing it anew was last found not to pay.
     pub rewrite_tried_at: u64,
@@ -68,21 +64,7 @@ pub(crate) struct Stretch {
 
 impl Segment {
     pub fn new(id: SegmentId) -> Segment {
-        Segment::recovered(id, id.base, 0, 0)
-    }
-
-    pub fn recovered(id: SegmentId, end: Offset, bytes: u64, heads_crc: u32) -> Segment {
-        Segment {
-            id,
-            end,
-            bytes,
-            heads_crc,
-            unknown_bytes: bytes,
-            unknown_crc: heads_crc,
-            blocks: Vec::new(),
-            rewrite_tried_at: 0,
-            damaged: false,
-        }
+        Segment { id, end: id.base, bytes: 0, heads_crc: 0, blocks: Vec::new(), rewrite_tried_at: 0, damaged: false }
     }
 
     /// Notes a batch that was written at the end.
@@ -94,25 +76,6 @@ impl Segment {
         self.heads_crc = head_crc(self.heads_crc, head);
         self.bytes += size as u64;
         self.end = base + span;
-    }
-
-    /// The part that must be read before the blocks are complete.
-    pub fn unknown(&self) -> Option<Stretch> {
-        (self.unknown_bytes > 0).then_some(Stretch {
-            id: self.id,
-            at: 0,
-            bytes: self.unknown_bytes as usize,
-            crc_before: 0,
-            crc_after: self.unknown_crc,
-        })
-    }
-
-    pub fn learn(&mut self, mut blocks: Vec<Block>) {
-        if self.unknown_bytes > 0 {
-            blocks.append(&mut self.blocks);
-            self.blocks = blocks;
-            self.unknown_bytes = 0;
-        }
     }
 
     /// The block in which `from` would stand, and more up to `bytes_max`; and the first offset that it says nothing about.
@@ -160,20 +123,6 @@ pub(crate) fn walk(bytes: &[u8], stretch: &Stretch) -> Option<Vec<Found>> {
         at = to;
     }
     (crc == stretch.crc_after).then_some(found)
-}
-
-/// Cuts a stretch that was found whole into blocks.
-pub(crate) fn blocks_of(bytes: &[u8], stretch: &Stretch, found: &[Found], block_bytes: usize) -> Vec<Block> {
-    let mut blocks: Vec<Block> = Vec::new();
-    let mut crc = stretch.crc_before;
-    for batch in found {
-        let at = stretch.at + batch.from as u64;
-        if blocks.last().is_none_or(|b| at - b.at >= block_bytes as u64) {
-            blocks.push(Block { base: batch.base, at, heads_crc: crc });
-        }
-        crc = head_crc(crc, &bytes[batch.from..]);
-    }
-    blocks
 }
 
 /// Writes batches one after the other at `at`, gathered into few calls.
@@ -261,11 +210,7 @@ impl Files {
     pub fn remove(&self, id: SegmentId, damaged: bool) -> io::Result<()> {
         self.open.lock().expect("nothing panics under this lock").retain(|f| f.id != id);
         let path = self.path(id);
-        let done = if damaged {
-            self.disk.rename(&path, &path.with_extension("damaged"))
-        } else {
-            self.disk.remove(&path)
-        };
+        let done = if damaged { self.disk.rename(&path, &path.with_extension("damaged")) } else { self.disk.remove(&path) };
         match done {
             // Removed before a crash, and the checkpoint that no longer lists it is being repeated.
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),

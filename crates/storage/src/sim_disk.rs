@@ -71,7 +71,7 @@ enum Write {
 pub struct Random(pub u64);
 
 impl Random {
-    pub fn next(&mut self) -> u64 {
+    pub fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut x = self.0;
         x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -80,7 +80,7 @@ impl Random {
     }
 
     pub fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit.max(1)
+        self.number() % limit.max(1)
     }
 
     pub fn one_in(&mut self, n: u64) -> bool {
@@ -208,7 +208,8 @@ impl Sim {
     /// Files that no name can come back to.
     fn forget_unnamed(&mut self) {
         let changed = self.pending.iter().filter_map(|c| c.to.as_ref()?.1);
-        let named: BTreeSet<usize> = self.live.values().chain(self.durable.values()).flatten().copied().chain(changed).collect();
+        let named: BTreeSet<usize> =
+            self.live.values().chain(self.durable.values()).flatten().copied().chain(changed).collect();
         let unnamed = self.inodes.iter_mut().enumerate().filter(|(i, _)| !named.contains(i));
         unnamed.for_each(|(_, inode)| *inode = Inode::default());
     }
@@ -325,7 +326,7 @@ impl Inode {
         }
         if random.one_in(6) && self.durable.len() < size {
             // The size arrived, the bytes did not.
-            let fill = if random.one_in(2) { 0 } else { random.next() as u8 };
+            let fill = if random.one_in(2) { 0 } else { random.number() as u8 };
             self.durable.resize(size, fill);
         }
     }
@@ -381,7 +382,8 @@ impl Disk for SimDisk {
 
     fn make_dir(&self, path: &Path) -> io::Result<()> {
         let mut sim = self.sim();
-        let mut missing: Vec<&Path> = path.ancestors().filter(|p| *p != Path::new("/") && !sim.live.contains_key(*p)).collect();
+        let mut missing: Vec<&Path> =
+            path.ancestors().filter(|p| *p != Path::new("/") && !sim.live.contains_key(*p)).collect();
         missing.reverse();
         missing.into_iter().try_for_each(|dir| sim.rename(None, Some((dir, None))))
     }

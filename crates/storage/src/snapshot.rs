@@ -12,7 +12,7 @@ use crate::frame::{CHECKPOINT_BYTES, Checkpoint};
 use crate::log::Log;
 use crate::planted::{self, Bug};
 use crate::range_set::RangeSet;
-use crate::segment::{Segment, SegmentId};
+use crate::segment::{Block, Segment, SegmentId};
 use crate::state::Keys;
 use std::collections::BTreeMap;
 use std::io::IoSlice;
@@ -80,6 +80,14 @@ pub(crate) fn put_log(out: &mut Vec<u8>, state: &[u8], segments: &[Segment]) {
             put_number(out, segment.end - segment.id.base);
             put_number(out, segment.bytes);
             out.extend_from_slice(&segment.heads_crc.to_be_bytes());
+            put_number(out, segment.blocks.len() as u64);
+            let (mut base, mut at) = (segment.id.base, 0);
+            for block in &segment.blocks {
+                put_number(out, block.base - base);
+                put_number(out, block.at - at);
+                out.extend_from_slice(&block.heads_crc.to_be_bytes());
+                (base, at) = (block.base, block.at);
+            }
         }
     });
 }
@@ -150,13 +158,22 @@ fn parse_log(fields: &mut Fields) -> Option<Entry> {
         log.epochs.push((u32::try_from(fields.number()?).ok()?, fields.number()?));
     }
     for _ in 0..fields.count()? {
-        let (base, generation) = (fields.number()?, u32::try_from(fields.number()?).ok()?);
-        let end = base.checked_add(fields.number()?)?;
-        let (bytes, crc) = (fields.number()?, fields.u32()?);
-        let id = SegmentId { log: id, base, generation, volatile: false };
-        log.busy().segments.push(Segment::recovered(id, end, bytes, crc));
+        log.busy().segments.push(parse_segment(id, fields)?);
     }
     Some(Entry::Log { id, as_of, log })
+}
+
+fn parse_segment(log: LogId, fields: &mut Fields) -> Option<Segment> {
+    let (base, generation) = (fields.number()?, u32::try_from(fields.number()?).ok()?);
+    let mut segment = Segment::new(SegmentId { log, base, generation, volatile: false });
+    segment.end = base.checked_add(fields.number()?)?;
+    (segment.bytes, segment.heads_crc) = (fields.number()?, fields.u32()?);
+    let (mut base, mut at) = (base, 0u64);
+    for _ in 0..fields.count()? {
+        (base, at) = (base.checked_add(fields.number()?)?, at.checked_add(fields.number()?)?);
+        segment.blocks.push(Block { base, at, heads_crc: fields.u32()? });
+    }
+    (at <= segment.bytes).then_some(segment)
 }
 
 /// The snapshot log: entries of which the last one for a log or key holds.

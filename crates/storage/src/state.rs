@@ -366,11 +366,9 @@ pub(crate) fn run_end(run: &Run) -> Offset {
 fn is_durable(op: &Op) -> bool {
     match op {
         Op::Append { to, .. } => to.iter().any(|t| !t.0.is_volatile()),
-        Op::Settle { log, .. }
-        | Op::Count { log, .. }
-        | Op::Trim { log, .. }
-        | Op::Create { log }
-        | Op::Drop { log } => !log.is_volatile(),
+        Op::Settle { log, .. } | Op::Count { log, .. } | Op::Trim { log, .. } | Op::Create { log } | Op::Drop { log } => {
+            !log.is_volatile()
+        }
         Op::Put { .. } => true,
     }
 }

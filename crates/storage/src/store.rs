@@ -1,12 +1,12 @@
 //! The store's face: see the crate's first page for what stands behind it.
 
+use crate::checkpoint::Checkpointer;
 use crate::commit::{Commit, LogId, Offset, Position, Refused};
 use crate::disk::Disk;
 use crate::error::{Damage, Error};
+use crate::journal::Writer;
 use crate::limits;
 use crate::range_set::RangeSet;
-use crate::checkpoint::Checkpointer;
-use crate::journal::Writer;
 use crate::recovery;
 use crate::segment::Files;
 use crate::state::State;
@@ -250,13 +250,16 @@ impl Store {
         }
     }
 
-    /// Last group, checkpoint, clean mark.
+    /// Last group, checkpoint, clean mark. Nothing is taken or written afterwards.
     pub fn close(&self) -> Result<(), Error> {
         self.lock().closing = true;
         self.group_wake.notify_all();
         self.checkpoint_wake.notify_all();
         self.write_group()?;
-        self.checkpoint_with(true, &mut || ())
+        self.checkpoint_with(true, &mut || ())?;
+        // A clean end is the end: nothing may come behind the mark.
+        self.poison();
+        Ok(())
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {

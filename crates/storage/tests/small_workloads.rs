@@ -69,11 +69,9 @@ fn every_small_workload_survives_every_crash_point() {
             scope.spawn(|| {
                 while let Some(workload) = workloads.get(next.fetch_add(1, Ordering::Relaxed)) {
                     for call in 1..=calls_of(workload) + 1 {
-                        for (event, count) in [
-                            (Event::PowerLoss, 3),
-                            (Event::Fails(Fault::Io), 1),
-                            (Event::Fails(Fault::Full), 1),
-                        ] {
+                        for (event, count) in
+                            [(Event::PowerLoss, 3), (Event::Fails(Fault::Io), 1), (Event::Fails(Fault::Full), 1)]
+                        {
                             images.fetch_add(count as usize, Ordering::Relaxed);
                             if let Err(error) = run(workload, call, event, count) {
                                 let mut failed = failed.lock().expect("nothing panics under this lock");

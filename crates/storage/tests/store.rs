@@ -4,7 +4,9 @@ use smallvec::smallvec;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use storage::{Batch, BatchBuilder, Commit, Error, Level, LogId, Op, Pressure, RealDisk, Recovered, Refused, Run, Settings, Store};
+use storage::{
+    Batch, BatchBuilder, Commit, Error, Level, LogId, Op, Pressure, RealDisk, Recovered, Refused, Run, Settings, Store,
+};
 
 /// A directory that goes with the test.
 struct Dir(PathBuf);
@@ -176,9 +178,15 @@ fn a_refused_commit_leaves_no_trace() {
     let to = |targets: &[(LogId, u64)]| Op::Append { batch: one.clone(), to: targets.iter().copied().collect() };
     let refused = |commit: Commit| store.commit(commit).expect_err("refused");
     assert_eq!(refused(Commit::new(Level::Sync).op(to(&[(log, 0), (log, 1)]))), Refused::Stale { log, next: 2, given: 1 });
-    assert_eq!(refused(Commit::new(Level::Sync).op(Op::Create { log: other }).op(to(&[(log, 0)])).op(to(&[(log, 5)]))), Refused::Stale { log, next: 2, given: 5 });
+    assert_eq!(
+        refused(Commit::new(Level::Sync).op(Op::Create { log: other }).op(to(&[(log, 0)])).op(to(&[(log, 5)]))),
+        Refused::Stale { log, next: 2, given: 5 }
+    );
     assert_eq!(refused(Commit::new(Level::Sync).op(Op::Drop { log }).op(to(&[(log, 0)]))), Refused::UnknownLog(log));
-    assert_eq!(refused(Commit::new(Level::Sync).op(Op::Settle { log, run: Run::one(0) })), Refused::Stale { log, next: 0, given: 0 });
+    assert_eq!(
+        refused(Commit::new(Level::Sync).op(Op::Settle { log, run: Run::one(0) })),
+        Refused::Stale { log, next: 0, given: 0 }
+    );
     assert_eq!(refused(Commit::new(Level::Sync).op(Op::Create { log })), Refused::Exists(log));
     assert_eq!(refused(Commit::new(Level::Sync).op(to(&[(other, 0)]))), Refused::UnknownLog(other));
     let large = Op::Append { batch: batch(1, 600_000, 0), to: smallvec![(log, 0)] };

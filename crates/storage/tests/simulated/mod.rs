@@ -162,7 +162,7 @@ pub fn settings(random: &mut Random) -> Settings {
         interval_ms: 1_000_000,
         disk_free_min: 0,
         reserve_bytes: if random.one_in(2) { 4096 } else { 0 },
-        entropy: random.next(),
+        entropy: random.number(),
         ..Settings::new("/data")
     }
 }
@@ -191,7 +191,7 @@ pub struct Life {
 pub fn begin(seed: u64) -> Result<(Life, Settings), String> {
     let mut random = Random(seed);
     let settings = settings(&mut random);
-    let disk = SimDisk::new(random.next());
+    let disk = SimDisk::new(random.number());
     let (store, recovered) = Store::open(Arc::new(disk.clone()), settings.clone()).map_err(|e| e.to_string())?;
     let life = Life {
         random,
@@ -538,13 +538,15 @@ impl Life {
         self.random = Random(seed);
         let disk = self.disk.after_crash(seed);
         self.rot(&disk);
-        let entropy = self.random.next();
+        let entropy = self.random.number();
         let opened = Store::open(Arc::new(disk.clone()), Settings { entropy, ..settings.clone() });
         let (store, recovered) = opened.map_err(|e| format!("does not open: {e}"))?;
         let mine = std::mem::replace(&mut self.store, store);
         let verdict = self.check_rotten(&recovered);
-        let healed = self.rotten.as_ref().is_some_and(|p| !p.starts_with("/data/journal") && !p.starts_with("/data/segments"));
-        let verdict = verdict.and_then(|()| if healed { self.compare(&self.world_at(recovered.position.0), &recovered) } else { Ok(()) });
+        let healed =
+            self.rotten.as_ref().is_some_and(|p| !p.starts_with("/data/journal") && !p.starts_with("/data/segments"));
+        let verdict = verdict
+            .and_then(|()| if healed { self.compare(&self.world_at(recovered.position.0), &recovered) } else { Ok(()) });
         // What was damaged is damaged still, and reported again, or it is out of the way; in any case it opens again.
         let again = std::mem::replace(&mut self.store, mine);
         drop(again);
@@ -555,14 +557,14 @@ impl Life {
     /// The power goes. Then a start, perhaps another crash in the middle of it, and the comparison.
     pub fn crash(mut self, settings: &Settings, second: bool, rot: bool) -> Result<Life, String> {
         self.note_durable();
-        let mut disk = self.disk.after_crash(self.random.next());
+        let mut disk = self.disk.after_crash(self.random.number());
         self.tally.crashes += 1;
         if rot {
             self.rot(&disk);
         }
         let mut tries = 0;
         let (store, recovered) = loop {
-            let settings = Settings { entropy: self.random.next(), ..settings.clone() };
+            let settings = Settings { entropy: self.random.number(), ..settings.clone() };
             if second && tries < 3 && !rot {
                 disk.crash_at(1 + self.random.below(60));
             }
@@ -571,7 +573,7 @@ impl Life {
                 Ok(opened) if !disk.has_crashed() => break opened,
                 _ if disk.has_crashed() => {
                     self.tally.second_crashes += 1;
-                    disk = disk.after_crash(self.random.next());
+                    disk = disk.after_crash(self.random.number());
                 }
                 Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::StorageFull => {
                     // Somebody makes room.
@@ -643,10 +645,13 @@ impl Life {
         if std::env::var("BRAID_SEED").is_ok() {
             eprintln!("the last commit is {position}, {} was durable", self.durable);
             for (position, ops) in &self.journal {
-                let ops: Vec<String> = ops.iter().map(|op| match op {
-                    Op::Append { batch, to } => format!("Append {} records to {to:?}", batch.span()),
-                    op => format!("{op:?}").chars().take(100).collect(),
-                }).collect();
+                let ops: Vec<String> = ops
+                    .iter()
+                    .map(|op| match op {
+                        Op::Append { batch, to } => format!("Append {} records to {to:?}", batch.span()),
+                        op => format!("{op:?}").chars().take(100).collect(),
+                    })
+                    .collect();
                 eprintln!("{position}: {ops:?}");
             }
             recovered.logs.iter().for_each(|(id, log)| eprintln!("{id:?} {log:?}"));
@@ -699,7 +704,7 @@ impl Life {
                 }
                 _ => {
                     let end = (at + 40).min(bytes.len());
-                    bytes[at..end].iter_mut().for_each(|b| *b = random.next() as u8);
+                    bytes[at..end].iter_mut().for_each(|b| *b = random.number() as u8);
                 }
             }
         });
@@ -711,13 +716,15 @@ impl Life {
         let mut reported = !recovered.damage.is_empty();
         let everything = {
             let mut world = self.base.clone();
-            self.journal.iter().flat_map(|(_, ops)| ops).filter(|op| !matches!(op, Op::Drop { .. } | Op::Trim { .. })).for_each(
-                |op| {
+            self.journal
+                .iter()
+                .flat_map(|(_, ops)| ops)
+                .filter(|op| !matches!(op, Op::Drop { .. } | Op::Trim { .. }))
+                .for_each(|op| {
                     if let Op::Append { .. } | Op::Create { .. } = op {
                         world.apply(op, true)
                     }
-                },
-            );
+                });
             world
         };
         for (id, log) in &recovered.logs {
