@@ -278,7 +278,9 @@ pub fn ask(ask: &Ask, data_dir: &std::path::Path, json: bool) -> Result<String, 
 /// A list of objects, one a line, columns side by side; anything else as it is.
 fn table(value: &Value) -> String {
     let Value::Array(rows) = value else {
-        return if value.is_null() { String::new() } else { format!("{value:#}") };
+        let says_nothing = |value: &Value| value.is_null() || value.as_array().is_some_and(Vec::is_empty);
+        let is_silent = says_nothing(value) || value.as_object().is_some_and(|facts| facts.values().all(says_nothing));
+        return if is_silent { String::new() } else { format!("{value:#}") };
     };
     let mut columns: Vec<&str> = Vec::new();
     for key in rows.iter().filter_map(Value::as_object).flat_map(|row| row.keys()) {
@@ -286,6 +288,8 @@ fn table(value: &Value) -> String {
             columns.push(key);
         }
     }
+    // What a row is about stands first.
+    columns.sort_by_key(|column| !matches!(*column, "user" | "name" | "vhost"));
     let head = columns.iter().map(|column| column.to_string()).collect();
     let cells = rows.iter().map(|row| columns.iter().map(|column| cell(row.get(column))).collect());
     aligned(&std::iter::once(head).chain(cells).collect::<Vec<Vec<String>>>())

@@ -2,8 +2,8 @@
 //!
 //! Two implementations each: the real ones in [`crate::real`], and fakes in the tests, which is why these are traits.
 
-pub use broker::{Answer, Change};
 use broker::{Alarm, Client, ConnectionId, Effects, Error, Position, Read, ReadDone, Reply, Request};
+pub use broker::{Answer, Change};
 use protocol::Now;
 use std::sync::Arc;
 use std::time::Duration;
