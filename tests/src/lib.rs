@@ -3,5 +3,5 @@
 mod broker;
 mod tier;
 
-pub use broker::{release_binary, workspace, Braid};
+pub use broker::{Braid, release_binary, workspace};
 pub use tier::Tier;

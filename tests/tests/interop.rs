@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use tests::{workspace, Braid, Tier};
+use tests::{Braid, Tier, workspace};
 
 /// A client's suite: how it is made ready, and how it runs. Both are run in its folder, by bash.
 struct Suite {
@@ -95,7 +95,8 @@ fn tutorials() {
     }
     let braid = Braid::start("tutorials");
     for language in ["python", "node", "go", "java", "rust"] {
-        let output = bash(&workspace().join("interop/tutorials"), &work("tutorials"), &format!("./run.sh {} {language}", uri(&braid)));
+        let output =
+            bash(&workspace().join("interop/tutorials"), &work("tutorials"), &format!("./run.sh {} {language}", uri(&braid)));
         print(&output);
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(output.status.success() && text.contains("ok "), "the {language} tutorials fail");

@@ -97,7 +97,9 @@ fn functions(text: &str) -> Vec<(String, usize)> {
     let mut found = Vec::new();
     for (at, line) in lines.iter().enumerate() {
         let trimmed = line.trim_start();
-        let is_fn = ["fn ", "pub fn ", "pub(crate) fn ", "pub(super) fn ", "async fn ", "pub async fn "].iter().any(|p| trimmed.starts_with(p));
+        let is_fn = ["fn ", "pub fn ", "pub(crate) fn ", "pub(super) fn ", "async fn ", "pub async fn "]
+            .iter()
+            .any(|p| trimmed.starts_with(p));
         if is_fn {
             let indent = line.len() - trimmed.len();
             let closing = format!("{}}}", " ".repeat(indent));

@@ -28,7 +28,11 @@ pub enum Resource<'a> {
     Exchange(&'a str),
     Queue(&'a str),
     /// A routing key of a topic exchange, asked beside the right on the exchange itself.
-    Topic { exchange: &'a str, routing_key: &'a str, client_id: Option<&'a str> },
+    Topic {
+        exchange: &'a str,
+        routing_key: &'a str,
+        client_id: Option<&'a str>,
+    },
 }
 
 /// A user at rest, and in definitions files.
@@ -229,11 +233,8 @@ impl Access {
         if of_vhost.len() >= PERMISSIONS_MAX && !of_vhost.contains_key(&permission.exchange) {
             return Err(Error::precondition(format!("topic permission limit ({PERMISSIONS_MAX}) is reached")));
         }
-        let compiled = CompiledTopic {
-            write: fixed_topic(&permission.write)?,
-            read: fixed_topic(&permission.read)?,
-            permission,
-        };
+        let compiled =
+            CompiledTopic { write: fixed_topic(&permission.write)?, read: fixed_topic(&permission.read)?, permission };
         of_vhost.insert(compiled.permission.exchange.clone(), compiled);
         self.version += 1;
         Ok(())
@@ -562,10 +563,7 @@ mod tests {
         access.put_user(User { password_hash: long, hashing_algorithm: Hashing::Sha512, ..user("b", "") }).expect("valid");
         assert!(access.login("a", b"test12", false).is_ok() && access.login("b", b"pw", false).is_ok());
         for (user, password) in [("a", "test13"), ("a", "pw"), ("b", "test12"), ("c", "pw"), ("", "x")] {
-            assert_eq!(
-                refusal(access.login(user, password.as_bytes(), true)),
-                format!("user '{user}' - invalid credentials")
-            );
+            assert_eq!(refusal(access.login(user, password.as_bytes(), true)), format!("user '{user}' - invalid credentials"));
         }
         assert!(access.login("a", b"", true).is_err());
     }
@@ -655,10 +653,7 @@ mod tests {
     fn only_an_impersonator_says_it_is_somebody_else() {
         let mut access = world(".*", ".*", ".*");
         assert_eq!(access.check_user_id("u", "u"), Ok(()));
-        assert_eq!(
-            refusal(access.check_user_id("u", "boss")),
-            "user_id property set to 'boss' but authenticated user was 'u'"
-        );
+        assert_eq!(refusal(access.check_user_id("u", "boss")), "user_id property set to 'boss' but authenticated user was 'u'");
         access.put_user(User { tags: vec!["impersonator".into()], ..user("u", "secret") }).expect("valid");
         assert_eq!(access.check_user_id("u", "boss"), Ok(()));
     }
@@ -703,7 +698,8 @@ mod tests {
         let user: User = serde_json::from_str(new).expect("new");
         assert_eq!((user.hashing_algorithm, user.limits.max_connections), (Hashing::Sha512, Some(3)));
         assert_eq!(serde_json::to_string(&user).expect("written"), new);
-        let old: User = serde_json::from_str(r#"{"name":"u","password_hash":"","tags":"administrator, monitoring"}"#).expect("old");
+        let old: User =
+            serde_json::from_str(r#"{"name":"u","password_hash":"","tags":"administrator, monitoring"}"#).expect("old");
         assert!(old.has_tag("monitoring") && old.hashing_algorithm == Hashing::Sha256);
     }
 }

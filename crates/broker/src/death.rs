@@ -125,7 +125,10 @@ mod tests {
     use DeathReason::{DeliveryLimit, Expired, MaxLength, Rejected};
 
     fn die(history: &Table, queue: &str, reason: DeathReason) -> Table {
-        record(history, &Death { queue, reason, exchange: "x", routing_keys: &["k", "cc"], time_s: 7, original_expiration: None, count: 1 })
+        record(
+            history,
+            &Death { queue, reason, exchange: "x", routing_keys: &["k", "cc"], time_s: 7, original_expiration: None, count: 1 },
+        )
     }
 
     fn history(deaths: &[(&str, DeathReason)]) -> Table {
@@ -136,9 +139,10 @@ mod tests {
         let Some(Value::Array(deaths)) = history.get(DEATHS) else { return vec![] };
         let text = |t: &Table, name: &str| t.get(name).and_then(Value::as_str).unwrap_or("?").to_string();
         let line = |death: &Value| match death {
-            Value::Table(t) => {
-                (format!("{} {}", text(t, "queue"), text(t, "reason")), t.get("count").and_then(Value::as_integer).unwrap_or(-1))
-            }
+            Value::Table(t) => (
+                format!("{} {}", text(t, "queue"), text(t, "reason")),
+                t.get("count").and_then(Value::as_integer).unwrap_or(-1),
+            ),
             _ => ("no table".into(), -1),
         };
         deaths.iter().map(line).collect()
@@ -177,7 +181,8 @@ mod tests {
 
     #[test]
     fn deaths_of_one_queue_and_reason_are_counted_and_the_latest_comes_first() {
-        let annotations = history(&[("work", Rejected), ("wait", Expired), ("work", Rejected), ("work", MaxLength), ("wait", Expired)]);
+        let annotations =
+            history(&[("work", Rejected), ("wait", Expired), ("work", Rejected), ("work", MaxLength), ("wait", Expired)]);
         assert_eq!(summary(&annotations), [("wait expired".into(), 2), ("work maxlen".into(), 1), ("work rejected".into(), 2)]);
         assert_eq!(annotations.get("x-first-death-queue"), Some(&Value::str("work")));
         assert_eq!(annotations.get("x-first-death-reason"), Some(&Value::str("rejected")));
@@ -188,11 +193,27 @@ mod tests {
     fn what_the_first_death_saw_stays_when_it_is_counted_again() {
         let first = record(
             &Table::default(),
-            &Death { queue: "q", reason: Expired, exchange: "a", routing_keys: &["k"], time_s: 1, original_expiration: Some("5"), count: 1 },
+            &Death {
+                queue: "q",
+                reason: Expired,
+                exchange: "a",
+                routing_keys: &["k"],
+                time_s: 1,
+                original_expiration: Some("5"),
+                count: 1,
+            },
         );
         let again = record(
             &first,
-            &Death { queue: "q", reason: Expired, exchange: "b", routing_keys: &["l"], time_s: 2, original_expiration: None, count: 1 },
+            &Death {
+                queue: "q",
+                reason: Expired,
+                exchange: "b",
+                routing_keys: &["l"],
+                time_s: 2,
+                original_expiration: None,
+                count: 1,
+            },
         );
         let Some(Value::Array(deaths)) = again.get(DEATHS) else { panic!("no history") };
         let Value::Table(entry) = &deaths[0] else { panic!("no table") };

@@ -44,11 +44,7 @@ impl Deduplication {
         if cache_size > u64::from(DEDUPLICATION_MAX) {
             return Err(Error::precondition(format!("'x-cache-size' must not exceed {DEDUPLICATION_MAX}")));
         }
-        Ok(Some(Deduplication {
-            header: header.into(),
-            cache_size: cache_size as u32,
-            cache_ttl_ms: positive("x-cache-ttl")?,
-        }))
+        Ok(Some(Deduplication { header: header.into(), cache_size: cache_size as u32, cache_ttl_ms: positive("x-cache-ttl")? }))
     }
 
     /// The key of a message with these headers.

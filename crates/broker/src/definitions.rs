@@ -167,8 +167,8 @@ impl Definitions {
         if json.len() > DEFINITIONS_BYTES_MAX {
             return Err(Error::precondition(format!("definitions longer than {DEFINITIONS_BYTES_MAX} bytes")));
         }
-        let file: File = serde_json::from_slice(json)
-            .map_err(|e| Error::precondition(format!("definitions are not as expected: {e}")))?;
+        let file: File =
+            serde_json::from_slice(json).map_err(|e| Error::precondition(format!("definitions are not as expected: {e}")))?;
         let mut definitions = Definitions {
             users: file.users,
             vhosts: file.vhosts,
@@ -453,7 +453,12 @@ mod tests {
         assert!(refused(r#"{"queues": 3}"#).contains("line 1"));
         let long = "n".repeat(300);
         assert!(refused(&format!(r#"{{"queues": [{{"name": "{long}", "vhost": "/"}}]}}"#)).contains("longer than 255"));
-        assert!(refused(&format!(r#"{{"queues": [{{"name": "q", "vhost": "/", "arguments": {{"a": {}}}}}]}}"#, "[".repeat(100_000)))
-            .contains("definitions are not as expected"));
+        assert!(
+            refused(&format!(
+                r#"{{"queues": [{{"name": "q", "vhost": "/", "arguments": {{"a": {}}}}}]}}"#,
+                "[".repeat(100_000)
+            ))
+            .contains("definitions are not as expected")
+        );
     }
 }

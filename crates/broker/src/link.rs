@@ -1,7 +1,7 @@
 //! A link: one consumer of a connection (or the getter of a channel), and the deliveries it holds.
 
-use crate::topology::QueueKey;
 use crate::request::PoolId;
+use crate::topology::QueueKey;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use storage::{Batch, LogId, Offset, Run};

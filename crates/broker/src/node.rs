@@ -502,7 +502,10 @@ fn is_failure(reply: &Reply) -> bool {
 fn fill_in(reply: &mut Reply, position: Position) {
     let safe_at = match reply {
         Reply::Published(published) => &mut published.safe_at,
-        Reply::Done { safe_at } | Reply::Committed { safe_at, .. } | Reply::Queue { safe_at, .. } | Reply::Removed { safe_at, .. } => safe_at,
+        Reply::Done { safe_at }
+        | Reply::Committed { safe_at, .. }
+        | Reply::Queue { safe_at, .. }
+        | Reply::Removed { safe_at, .. } => safe_at,
         _ => return,
     };
     if *safe_at == Some(THIS_COMMIT) {

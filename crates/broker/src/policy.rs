@@ -258,7 +258,9 @@ mod tests {
         let ttl = |ms| [("message-ttl", Value::I64(ms))];
         policies.put(policy("low", ".*", 0, &ttl(1))).expect("valid");
         policies.put(policy("high", "^a", 5, &ttl(2))).expect("valid");
-        policies.put(Policy { apply_to: ApplyTo::Exchanges, ..policy("x", ".*", 9, &[("alternate-exchange", Value::str("ae"))]) }).expect("valid");
+        policies
+            .put(Policy { apply_to: ApplyTo::Exchanges, ..policy("x", ".*", 9, &[("alternate-exchange", Value::str("ae"))]) })
+            .expect("valid");
         let of = |policies: &Policies, name: &str, subject| policies.of(name, subject).map(|p| p.name.to_string());
         let queue = Subject::Queue(QueueType::Classic);
         assert_eq!(of(&policies, "abc", queue).as_deref(), Some("high"));
@@ -348,7 +350,8 @@ mod tests {
 
     #[test]
     fn a_policy_reads_as_rabbitmq_writes_it() {
-        let json = r#"{"vhost":"/","name":"p","pattern":"^a","apply-to":"classic_queues","definition":{"max-length":5},"priority":1}"#;
+        let json =
+            r#"{"vhost":"/","name":"p","pattern":"^a","apply-to":"classic_queues","definition":{"max-length":5},"priority":1}"#;
         let policy: Policy = serde_json::from_str(json).expect("valid");
         assert_eq!((policy.apply_to, policy.priority), (ApplyTo::ClassicQueues, 1));
         assert_eq!(serde_json::to_string(&policy).expect("written"), json);

@@ -2,8 +2,8 @@
 
 pub mod level;
 
-use crate::arguments::QueueType;
 use crate::arguments::QueueArguments;
+use crate::arguments::QueueType;
 use crate::request::{ConnectionId, LinkId};
 use crate::topology::QueueKey;
 use crate::value::Table;

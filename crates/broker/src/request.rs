@@ -131,42 +131,88 @@ pub struct Consume {
 
 #[derive(Debug)]
 pub enum Request {
-    Publish { ticket: u32, publish: Publish },
+    Publish {
+        ticket: u32,
+        publish: Publish,
+    },
     /// Deliveries `first..first + count` of a link. Those that the link doesn't hold (any more) are passed over.
-    Settle { ticket: u32, link: LinkId, first: u64, count: u64, outcome: Outcome, transactional: bool },
+    Settle {
+        ticket: u32,
+        link: LinkId,
+        first: u64,
+        count: u64,
+        outcome: Outcome,
+        transactional: bool,
+    },
 
     /// Checks a password. Before it nothing else is allowed.
-    Authenticate { user: Box<str>, password: Box<[u8]> },
+    Authenticate {
+        user: Box<str>,
+        password: Box<[u8]>,
+    },
     /// The transport has proved who it is (TLS client certificate), or nobody in particular (anonymous).
-    AuthenticateAs { user: Box<str> },
-    OpenVhost { vhost: Box<str> },
+    AuthenticateAs {
+        user: Box<str>,
+    },
+    OpenVhost {
+        vhost: Box<str>,
+    },
     /// A new secret for the same user, as `update-secret` brings it.
-    UpdateSecret { secret: Box<[u8]> },
+    UpdateSecret {
+        secret: Box<[u8]>,
+    },
 
     DeclareExchange(Box<DeclareExchange>),
-    DeleteExchange { name: Box<str>, if_unused: bool },
+    DeleteExchange {
+        name: Box<str>,
+        if_unused: bool,
+    },
     DeclareQueue(Box<DeclareQueue>),
-    DeleteQueue { name: Box<str>, if_unused: bool, if_empty: bool },
-    Purge { queue: Box<str> },
+    DeleteQueue {
+        name: Box<str>,
+        if_unused: bool,
+        if_empty: bool,
+    },
+    Purge {
+        queue: Box<str>,
+    },
     Bind(Box<Binding>),
     Unbind(Box<Binding>),
 
     Consume(Box<Consume>),
-    Cancel { link: LinkId },
+    Cancel {
+        link: LinkId,
+    },
     /// A link that is fed as the direct reply address of this connection ([`Reply::ReplyAddress`]); always auto-settled.
-    OpenReplyAddress { link: LinkId },
+    OpenReplyAddress {
+        link: LinkId,
+    },
     /// One message of a queue, held by `link` (made by the first Get that names it) unless `auto_settle`.
-    Get { link: LinkId, pool: PoolId, queue: Box<str>, auto_settle: bool },
+    Get {
+        link: LinkId,
+        pool: PoolId,
+        queue: Box<str>,
+        auto_settle: bool,
+    },
     /// The window of a pool; 0 is no limit.
-    SetWindow { pool: PoolId, window: u32 },
+    SetWindow {
+        pool: PoolId,
+        window: u32,
+    },
 
     /// Everything transactional of this ticket becomes one commit.
-    Commit { ticket: u32 },
-    Rollback { ticket: u32 },
+    Commit {
+        ticket: u32,
+    },
+    Rollback {
+        ticket: u32,
+    },
     /// The client says goodbye: what was this connection's own goes before it hears the answer, as it may come back at once.
     Leave,
     /// The channel is gone: its transaction is rolled back, its pool's links are cancelled and what they hold is released.
-    ClosePool { pool: PoolId },
+    ClosePool {
+        pool: PoolId,
+    },
 }
 
 /// What became of a [`Publish`].
@@ -197,17 +243,36 @@ pub enum Reply {
     /// A settle; for a transactional one only that it is noted.
     Settled,
     /// Done; safe at `safe_at` (`None`: now). The answer to the client waits for that.
-    Done { safe_at: Option<Position> },
+    Done {
+        safe_at: Option<Position>,
+    },
     /// `impersonator`: may publish with another user's name in `user_id`.
-    Authenticated { user: Box<str>, impersonator: bool },
-    Queue { facts: QueueFacts, safe_at: Option<Position> },
+    Authenticated {
+        user: Box<str>,
+        impersonator: bool,
+    },
+    Queue {
+        facts: QueueFacts,
+        safe_at: Option<Position>,
+    },
     /// Messages deleted or purged.
-    Removed { messages: u64, safe_at: Option<Position> },
-    ReplyAddress { name: Box<str> },
+    Removed {
+        messages: u64,
+        safe_at: Option<Position>,
+    },
+    ReplyAddress {
+        name: Box<str>,
+    },
     /// A transaction is done, and safe at `safe_at`. Records that reached no queue: (publish of the transaction, records).
-    Committed { safe_at: Option<Position>, unroutable: Vec<(usize, std::ops::Range<u32>)> },
+    Committed {
+        safe_at: Option<Position>,
+        unroutable: Vec<(usize, std::ops::Range<u32>)>,
+    },
     /// The message of a Get; `None`: the queue is empty. `left` counts the ready ones that remain.
-    Got { delivery: Option<Delivery>, left: u64 },
+    Got {
+        delivery: Option<Delivery>,
+        left: u64,
+    },
     Failed(Error),
     /// The answer comes later as [`Event::Reply`]; read no further until then.
     Later,
@@ -246,14 +311,22 @@ pub enum Event {
     /// The late answer to a [`Request::Get`].
     Reply(Reply),
     /// The queue is gone, or the right to read it: the link no longer exists.
-    Cancelled { link: LinkId },
+    Cancelled {
+        link: LinkId,
+    },
     /// A delivery was held longer than the queue allows. It went back; the link no longer exists if the client can be told
     /// so, else the protocol closes the channel.
-    TimedOut { link: LinkId, timeout_ms: u64 },
+    TimedOut {
+        link: LinkId,
+        timeout_ms: u64,
+    },
     /// Publishers are to stop; the reason is for people (`low on disk`).
-    Blocked { reason: Box<str> },
+    Blocked {
+        reason: Box<str>,
+    },
     Unblocked,
     /// An operator, or a stop of the node, ends this connection.
-    Close { reason: Box<str> },
+    Close {
+        reason: Box<str>,
+    },
 }
-

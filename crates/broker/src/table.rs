@@ -221,9 +221,7 @@ impl Serialize for Value {
             Value::F32(v) => serializer.serialize_f32(*v),
             Value::F64(v) => serializer.serialize_f64(*v),
             Value::Timestamp(v) => serializer.serialize_u64(*v),
-            Value::Decimal { scale, value } => {
-                serializer.serialize_f64(f64::from(*value) / 10f64.powi(i32::from(*scale)))
-            }
+            Value::Decimal { scale, value } => serializer.serialize_f64(f64::from(*value) / 10f64.powi(i32::from(*scale))),
             Value::Str(bytes) | Value::Bytes(bytes) => serializer.serialize_str(&String::from_utf8_lossy(bytes)),
             Value::Array(values) => {
                 let mut seq = serializer.serialize_seq(Some(values.len()))?;

@@ -565,8 +565,7 @@ impl Topology {
     }
 
     fn existing(&self, exchange: &str) -> Result<ExchangeKey> {
-        self.exchange_key(exchange)
-            .ok_or_else(|| Error::not_found(format!("no {}", self.resource("exchange", exchange))))
+        self.exchange_key(exchange).ok_or_else(|| Error::not_found(format!("no {}", self.resource("exchange", exchange))))
     }
 
     fn destination(&self, to: Destination, name: &str) -> Result<(Target, Arc<str>)> {

@@ -14,7 +14,10 @@ pub enum Value {
     I64(i64),
     F32(f32),
     F64(f64),
-    Decimal { scale: u8, value: u32 },
+    Decimal {
+        scale: u8,
+        value: u32,
+    },
     /// A long string: any bytes, mostly text.
     Str(Box<[u8]>),
     /// A byte array (tag `x`).

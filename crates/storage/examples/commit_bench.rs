@@ -120,7 +120,11 @@ fn main() {
         drop(store);
         let begun = Instant::now();
         let (_, recovered) = Store::open(Arc::new(RealDisk), Settings::new(&dir)).expect("opens again");
-        println!("  open {:.0} ms with {bytes:.0} MB in the journal, damage: {:?}", begun.elapsed().as_secs_f64() * 1e3, recovered.damage);
+        println!(
+            "  open {:.0} ms with {bytes:.0} MB in the journal, damage: {:?}",
+            begun.elapsed().as_secs_f64() * 1e3,
+            recovered.damage
+        );
         let _ = std::fs::remove_dir_all(&dir);
         return;
     }

@@ -327,9 +327,8 @@ impl Store {
                 assert!(file.last_position <= cut, "file {} is still needed", file.number);
                 state.files.pop_front();
                 let kept = self.kept.contains(&file.number);
-                let reuse = !kept
-                    && file.number >= state.reuse_from
-                    && state.ready.len() + renamed.len() < limits::JOURNAL_READY_MAX;
+                let reuse =
+                    !kept && file.number >= state.reuse_from && state.ready.len() + renamed.len() < limits::JOURNAL_READY_MAX;
                 let new = reuse.then_some(state.next_file);
                 state.next_file += reuse as u64;
                 (file.number, new)

@@ -73,10 +73,18 @@ pub enum Op {
     },
     /// Gives a batch of transient records to the store to keep until they are settled, or the process ends. Never journaled,
     /// whatever commit it stands in; the next durable append says that there is a gap.
-    Spill { log: LogId, base: Offset, batch: Arc<Batch> },
+    Spill {
+        log: LogId,
+        base: Offset,
+        batch: Arc<Batch>,
+    },
     /// The offsets from `from` (the log's end) up to `to` are of transient records that their owner keeps in its own memory:
     /// the store never sees them. Never journaled either.
-    Skip { log: LogId, from: Offset, to: Offset },
+    Skip {
+        log: LogId,
+        from: Offset,
+        to: Offset,
+    },
     /// These records of a destructive log are done with.
     Settle {
         log: LogId,

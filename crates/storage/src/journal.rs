@@ -3,7 +3,7 @@
 use crate::commit::Position;
 use crate::disk::DiskFile;
 use crate::error::{Error, SYNC, SYNC_DIR};
-use crate::frame::{FrameHead, GroupImage, Backlog};
+use crate::frame::{Backlog, FrameHead, GroupImage};
 use crate::limits;
 use crate::planted::{self, Bug};
 use crate::state::JournalFile;

@@ -333,8 +333,7 @@ impl Recovery {
         let mut head = [0; frame::HEAD_BYTES];
         let read = self.store.disk.open(&self.store.journal_path(number)).and_then(|file| file.read_at(&mut head, 0));
         read.is_ok()
-            && frame::peek(&head)
-                .is_none_or(|head| head.incarnation != self.last.incarnation || head.group <= self.last.group)
+            && frame::peek(&head).is_none_or(|head| head.incarnation != self.last.incarnation || head.group <= self.last.group)
     }
 
     /// Applies the frames of one file. A place where none stands leaves what follows it in `walk` until it is known whether
@@ -460,8 +459,7 @@ impl Recovery {
         let end = log.durable_end;
         if *base < end || *base > OFFSET_MAX {
             drop(state);
-            let what =
-                format!("commit {} appends {} records at {base}, the log ends at {end}", head.position, batch.span());
+            let what = format!("commit {} appends {} records at {base}, the log ends at {end}", head.position, batch.span());
             self.damage_at(self.store.journal_dir.clone(), 0, Some(*id), what);
             return false;
         }

@@ -382,8 +382,7 @@ impl Disk for SimDisk {
 
     fn make_dir(&self, path: &Path) -> io::Result<()> {
         let mut sim = self.sim();
-        let mut missing: Vec<&Path> =
-            path.ancestors().filter(|p| *p != Path::new("/") && !sim.live.contains_key(*p)).collect();
+        let mut missing: Vec<&Path> = path.ancestors().filter(|p| *p != Path::new("/") && !sim.live.contains_key(*p)).collect();
         missing.reverse();
         missing.into_iter().try_for_each(|dir| sim.rename(None, Some((dir, None))))
     }

@@ -126,11 +126,7 @@ fn listing(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let mut all = Vec::new();
     for entry in std::fs::read_dir(dir).expect("is there") {
         let path = entry.expect("is readable").path();
-        if path.is_dir() {
-            all.extend(listing(&path))
-        } else {
-            all.push((path.clone(), std::fs::read(path).expect("reads")))
-        }
+        if path.is_dir() { all.extend(listing(&path)) } else { all.push((path.clone(), std::fs::read(path).expect("reads"))) }
     }
     all.sort();
     all

@@ -2,8 +2,7 @@
 //! they saw.
 
 use lapin::{
-    BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, Consumer, Error, ErrorKind, Event,
-    ExchangeKind,
+    BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, Consumer, Error, ErrorKind, Event, ExchangeKind,
     message::Delivery,
     options::*,
     types::{AMQPValue, FieldTable},
@@ -540,7 +539,10 @@ pub async fn close_channel(ch: &Channel) -> R {
 /// Clocks of whole milliseconds may differ by one.
 pub fn not_before(sent: Instant, delay_ms: u64) -> R {
     let waited = sent.elapsed();
-    that(waited + Duration::from_millis(1) >= Duration::from_millis(delay_ms), format!("delay {delay_ms} ms, came after {waited:?}"))
+    that(
+        waited + Duration::from_millis(1) >= Duration::from_millis(delay_ms),
+        format!("delay {delay_ms} ms, came after {waited:?}"),
+    )
 }
 
 // --- errors ---

@@ -3,7 +3,7 @@
 mod kit;
 mod scenarios;
 
-use kit::{Fail, Kit, Peer, PATIENCE};
+use kit::{Fail, Kit, PATIENCE, Peer};
 use lapin::uri::AMQPUri;
 use std::{collections::BTreeSet, time::Duration};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

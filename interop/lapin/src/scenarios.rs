@@ -449,10 +449,8 @@ async fn s11_confirms_and_mandatory_returns(k: &Kit) -> R {
     }
     same("in the queue", ready(&ch, &q).await?, 100)?;
 
-    let props = persistent()
-        .with_content_type("text/plain".into())
-        .with_message_id("id-1".into())
-        .with_headers(table! {"a" => "b"});
+    let props =
+        persistent().with_content_type("text/plain".into()).with_message_id("id-1".into()).with_headers(table! {"a" => "b"});
     let mandatory = BasicPublishOptions { mandatory: true, ..Default::default() };
     let sent = ch.basic_publish(x.as_str().into(), "nowhere".into(), mandatory, b"lost", props.clone()).await?;
     // lapin gives the returned message with the confirm only if the return came first
@@ -645,10 +643,8 @@ async fn s17_durable_survives_restart(k: &Kit) -> R {
     if let Err(e) = own.queue_declare(weak_q.as_str().into(), QueueDeclareOptions::default(), table! {}).await {
         that(k.peer.rabbit, format!("a non-durable queue was refused: {e}"))?;
     }
-    let props = persistent()
-        .with_message_id("m".into())
-        .with_timestamp(1_700_000_000)
-        .with_headers(table! {"n" => 7, "s" => "text"});
+    let props =
+        persistent().with_message_id("m".into()).with_timestamp(1_700_000_000).with_headers(table! {"n" => 7, "s" => "text"});
     for i in 0..50 {
         publish(&ch, &x, "a.b", props.clone(), &format!("kept {i}")).await?;
         publish(&ch, &x, "a.b", BasicProperties::default().with_delivery_mode(1), &format!("lost {i}")).await?;
@@ -763,7 +759,8 @@ async fn s20_order_per_entity(k: &Kit) -> R {
     for event in 0..10 {
         for entity in 0..30 {
             let (key, body) = (format!("entity-{entity}"), format!("entity-{entity} {event}"));
-            let sent = ch.basic_publish(x.as_str().into(), key.into(), Default::default(), body.as_bytes(), persistent()).await?;
+            let sent =
+                ch.basic_publish(x.as_str().into(), key.into(), Default::default(), body.as_bytes(), persistent()).await?;
             confirms.push(sent);
         }
     }
@@ -817,19 +814,17 @@ async fn s22_errors_close_channel_not_connection(k: &Kit) -> R {
     let q = k.queue(&ch, "q", table! {}).await?;
     let the_queue = format!("queue '{q}' in vhost '/'");
     let x = k.exchange(&ch, ExchangeKind::Direct, table! {}).await?;
-    let declare = async |ch: lapin::Channel, name: &str, options, args| {
-        ch.queue_declare(name.into(), options, args).await
-    };
+    let declare = async |ch: lapin::Channel, name: &str, options, args| ch.queue_declare(name.into(), options, args).await;
     let durable = QueueDeclareOptions::durable;
 
     e.closes_channel("passive declare of a missing queue", 404, &no_queue, async |ch| look(&ch, &missing).await).await?;
     e.closes_channel("passive declare of a missing exchange", 404, &no_exchange, async |ch| look_x(&ch, &missing).await)
         .await?;
-    e.closes_channel("publish to a missing exchange", 404, &no_exchange, async |ch| say(&ch, &missing, "", "x").await)
-        .await?;
+    e.closes_channel("publish to a missing exchange", 404, &no_exchange, async |ch| say(&ch, &missing, "", "x").await).await?;
     e.closes_channel("consume from a missing queue", 404, &no_queue, async |ch| consume(&ch, &missing, true).await).await?;
     e.closes_channel("bind to a missing exchange", 404, &no_exchange, async |ch| bind(&ch, &q, &missing, "").await).await?;
-    let text = format!("PRECONDITION_FAILED - inequivalent arg 'durable' for {the_queue}: received 'false' but current is 'true'");
+    let text =
+        format!("PRECONDITION_FAILED - inequivalent arg 'durable' for {the_queue}: received 'false' but current is 'true'");
     e.closes_channel("redeclare as not durable", 406, &text, async |ch| {
         declare(ch, &q, QueueDeclareOptions::default(), table! {}).await
     })

@@ -18,10 +18,7 @@ pub async fn run(uri: &str) -> Outcome {
     let lines = ["line 1", "line 2", "line 3"];
     for line in lines {
         let options = BasicPublishOptions::default();
-        channel
-            .basic_publish(EXCHANGE.into(), "".into(), options, line.as_bytes(), BasicProperties::default())
-            .await?
-            .await?;
+        channel.basic_publish(EXCHANGE.into(), "".into(), options, line.as_bytes(), BasicProperties::default()).await?.await?;
     }
     expect(&mut screen, &lines).await?;
     expect(&mut file, &lines).await?;
@@ -33,9 +30,7 @@ pub async fn run(uri: &str) -> Outcome {
 async fn subscribe(channel: &Channel, tag: &str) -> Outcome<Consumer> {
     let queue = channel.queue_declare("".into(), QueueDeclareOptions::exclusive(), FieldTable::default()).await?;
     let queue = queue.name().clone();
-    channel
-        .queue_bind(queue.clone(), EXCHANGE.into(), "".into(), QueueBindOptions::default(), FieldTable::default())
-        .await?;
+    channel.queue_bind(queue.clone(), EXCHANGE.into(), "".into(), QueueBindOptions::default(), FieldTable::default()).await?;
     let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
     Ok(channel.basic_consume(queue, tag.into(), options, FieldTable::default()).await?)
 }

@@ -18,10 +18,7 @@ pub async fn run(uri: &str) -> Outcome {
     // the last one shows that nothing unwanted came before it
     for key in ["info", "error", "debug", "warning", "error"] {
         let options = BasicPublishOptions::default();
-        channel
-            .basic_publish(EXCHANGE.into(), key.into(), options, key.as_bytes(), BasicProperties::default())
-            .await?
-            .await?;
+        channel.basic_publish(EXCHANGE.into(), key.into(), options, key.as_bytes(), BasicProperties::default()).await?.await?;
     }
     expect(&mut disk, &["error", "error"]).await?;
     expect(&mut screen, &["info", "error", "warning", "error"]).await?;

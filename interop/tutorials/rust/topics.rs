@@ -28,10 +28,7 @@ pub async fn run(uri: &str) -> Outcome {
         "lazy.orange.rabbit",
     ] {
         let options = BasicPublishOptions::default();
-        channel
-            .basic_publish(EXCHANGE.into(), key.into(), options, key.as_bytes(), BasicProperties::default())
-            .await?
-            .await?;
+        channel.basic_publish(EXCHANGE.into(), key.into(), options, key.as_bytes(), BasicProperties::default()).await?.await?;
     }
     expect(&mut orange, &["quick.orange.rabbit", "lazy.orange.elephant", "quick.orange.fox", "lazy.orange.rabbit"]).await?;
     let expected = [

@@ -25,9 +25,8 @@ pub async fn run(uri: &str) -> Outcome {
     let mortal = Connection::connect(uri, ConnectionProperties::default()).await?;
     let deathbed = mortal.create_channel().await?;
     deathbed.basic_qos(1, BasicQosOptions::default()).await?;
-    let mut last = deathbed
-        .basic_consume(QUEUE.into(), "mortal".into(), BasicConsumeOptions::default(), FieldTable::default())
-        .await?;
+    let mut last =
+        deathbed.basic_consume(QUEUE.into(), "mortal".into(), BasicConsumeOptions::default(), FieldTable::default()).await?;
     tokio::time::timeout(Duration::from_secs(10), last.next()).await?.ok_or("cancelled")??;
     mortal.close(200, "dead".into()).await?;
 
@@ -36,9 +35,8 @@ pub async fn run(uri: &str) -> Outcome {
     for worker in ["first", "second"] {
         let own = connection.create_channel().await?;
         own.basic_qos(1, BasicQosOptions::default()).await?;
-        let mut tasks = own
-            .basic_consume(QUEUE.into(), worker.into(), BasicConsumeOptions::default(), FieldTable::default())
-            .await?;
+        let mut tasks =
+            own.basic_consume(QUEUE.into(), worker.into(), BasicConsumeOptions::default(), FieldTable::default()).await?;
         channels.push(own);
         let report = report.clone();
         tokio::spawn(async move {

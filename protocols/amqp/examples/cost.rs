@@ -31,7 +31,12 @@ fn answer(request: &Request) -> Reply {
     }
 }
 
-fn feed(connection: &mut dyn Connection, mut input: &[u8], requests: &mut Vec<Request>, batches: &mut Vec<Arc<Batch>>) -> usize {
+fn feed(
+    connection: &mut dyn Connection,
+    mut input: &[u8],
+    requests: &mut Vec<Request>,
+    batches: &mut Vec<Arc<Batch>>,
+) -> usize {
     let before = input.len();
     loop {
         let taken = connection.handle_input(NOW, input, requests);

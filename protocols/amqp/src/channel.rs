@@ -84,13 +84,31 @@ pub(crate) enum Then {
     NewSecret,
     /// `None`: the client wants no answer.
     Say(Option<Method<'static>>),
-    Declared { nowait: bool },
-    Purged { nowait: bool },
-    Deleted { nowait: bool },
-    Consume { link: LinkId, nowait: bool },
-    ReplyConsume { link: LinkId, nowait: bool },
-    Cancel { link: LinkId, nowait: bool },
-    Get { link: LinkId, no_ack: bool },
+    Declared {
+        nowait: bool,
+    },
+    Purged {
+        nowait: bool,
+    },
+    Deleted {
+        nowait: bool,
+    },
+    Consume {
+        link: LinkId,
+        nowait: bool,
+    },
+    ReplyConsume {
+        link: LinkId,
+        nowait: bool,
+    },
+    Cancel {
+        link: LinkId,
+        nowait: bool,
+    },
+    Get {
+        link: LinkId,
+        no_ack: bool,
+    },
     Commit,
     Rollback,
     Leave,
@@ -171,7 +189,13 @@ impl Sender<'_> {
 }
 
 impl Connection {
-    pub(crate) fn handle_channel_frame(&mut self, now: Now, frame: Frame<'_>, input: &[u8], requests: &mut Vec<Request>) -> Step {
+    pub(crate) fn handle_channel_frame(
+        &mut self,
+        now: Now,
+        frame: Frame<'_>,
+        input: &[u8],
+        requests: &mut Vec<Request>,
+    ) -> Step {
         let number = frame.channel;
         let took = Step::Took(frame.size());
         let Some(channel) = self.channels.get_mut(number) else {
@@ -272,14 +296,16 @@ impl Connection {
                         }
                     }
                     (60, 80 | 90 | 120) => {
-                        let method = Method::decode(id, fields).map_err(|malformed| Refusal::of_method(malformed, id, fields))?;
+                        let method =
+                            Method::decode(id, fields).map_err(|malformed| Refusal::of_method(malformed, id, fields))?;
                         self.settle(number, &method, requests)?;
                     }
                     _ => {
                         if !self.is_quiet(requests) {
                             return Ok(Step::Wait);
                         }
-                        let method = Method::decode(id, fields).map_err(|malformed| Refusal::of_method(malformed, id, fields))?;
+                        let method =
+                            Method::decode(id, fields).map_err(|malformed| Refusal::of_method(malformed, id, fields))?;
                         self.handle_method(number, &method, requests).map_err(|refusal| refusal.at(id))?;
                         return Ok(if self.pending.is_empty() { took } else { Step::Barrier(frame.size()) });
                     }
@@ -521,7 +547,8 @@ impl Connection {
                 let queue: Box<str> = channel.named(queue)?.into();
                 let epoch = channel.epoch;
                 let links = &mut self.links;
-                let link = *channel.getter.get_or_insert_with(|| links.open(number, epoch, Box::default(), false, LinkState::Live));
+                let link =
+                    *channel.getter.get_or_insert_with(|| links.open(number, epoch, Box::default(), false, LinkState::Live));
                 let request = Request::Get { link, pool, queue, auto_settle: no_ack };
                 self.ask(number, id, Then::Get { link, no_ack }, request, requests);
             }
@@ -562,7 +589,9 @@ impl Connection {
     }
 
     fn consume(&mut self, number: u16, method: &Method<'_>, requests: &mut Vec<Request>) -> Result<(), Refusal> {
-        let Method::BasicConsume { queue, consumer_tag, no_ack, exclusive, nowait, arguments, .. } = *method else { return Ok(()) };
+        let Method::BasicConsume { queue, consumer_tag, no_ack, exclusive, nowait, arguments, .. } = *method else {
+            return Ok(());
+        };
         let id = method.id();
         let Some(channel) = self.channels.get_mut(number) else { return Ok(()) };
         if channel.consumers.contains_key(consumer_tag) {
@@ -732,7 +761,8 @@ impl Connection {
 
     /// The queue is gone, or the right to read it.
     pub(crate) fn handle_cancelled(&mut self, link: LinkId) {
-        let Some((number, epoch, tag)) = self.links.get_mut(link).map(|link| (link.channel, link.epoch, link.tag.clone())) else {
+        let Some((number, epoch, tag)) = self.links.get_mut(link).map(|link| (link.channel, link.epoch, link.tag.clone()))
+        else {
             return;
         };
         let is_told = self.capabilities.cancel_notify;
@@ -794,7 +824,8 @@ fn put_settle(
     outcome: Outcome,
     transactional: bool,
 ) {
-    if let Some(Request::Settle { ticket, link, first, count, outcome: before, transactional: in_transaction }) = requests.last_mut()
+    if let Some(Request::Settle { ticket, link, first, count, outcome: before, transactional: in_transaction }) =
+        requests.last_mut()
         && *ticket == u32::from(number)
         && *link == run.link
         && *first + *count == run.number

@@ -128,7 +128,9 @@ mod tests {
             let (id, fields) = method::split(frame.payload).unwrap();
             said.push(match Method::decode(id, fields).unwrap() {
                 Method::BasicAck { delivery_tag, multiple } => format!("ack {delivery_tag}{}", if multiple { "+" } else { "" }),
-                Method::BasicNack { delivery_tag, multiple, .. } => format!("nack {delivery_tag}{}", if multiple { "+" } else { "" }),
+                Method::BasicNack { delivery_tag, multiple, .. } => {
+                    format!("nack {delivery_tag}{}", if multiple { "+" } else { "" })
+                }
                 other => format!("{other:?}"),
             });
             let size = frame.size();

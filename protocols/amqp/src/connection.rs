@@ -42,7 +42,9 @@ enum State {
     Entering,
     Running,
     /// We said connection.close. `deaf`: the place in the stream is lost, nothing that comes is read any more.
-    Closing { deaf: bool },
+    Closing {
+        deaf: bool,
+    },
     /// A login was refused without a word; the socket is closed a little later.
     Refused,
     Finished,
@@ -52,12 +54,26 @@ enum State {
 #[derive(Debug)]
 pub(crate) enum Pending {
     /// A run of a channel: confirm numbers `first` .. `first + count`, if it confirms.
-    Publish { channel: u16, epoch: u32, first: u64, count: u32, confirm: bool, returns: Option<Arc<Batch>> },
+    Publish {
+        channel: u16,
+        epoch: u32,
+        first: u64,
+        count: u32,
+        confirm: bool,
+        returns: Option<Arc<Batch>>,
+    },
     /// Nothing to tell anybody.
     Quiet,
     /// A channel that we closed: its links are gone now.
-    Closed { channel: u16, epoch: u32 },
-    Barrier { channel: u16, method: (u16, u16), then: Then },
+    Closed {
+        channel: u16,
+        epoch: u32,
+    },
+    Barrier {
+        channel: u16,
+        method: (u16, u16),
+        then: Then,
+    },
 }
 
 /// What the client can be told.
@@ -189,7 +205,6 @@ impl Connection {
         };
         match header {
             b"AMQP\x00\x00\x09\x01" | b"AMQP\x01\x01\x00\x09" => {
-                
                 self.state = State::Starting;
                 let properties = self.server_properties();
                 let mechanisms = sasl::offered(&self.settings, &self.peer);
@@ -271,7 +286,9 @@ impl Connection {
                 }
                 None => Refusal::of_frame(frame.kind, frame.payload, "unknown_frame"),
             },
-            (frame::METHOD | frame::HEADER | frame::BODY | frame::HEARTBEAT, _) => Refusal::misplaced(frame.kind, frame.payload),
+            (frame::METHOD | frame::HEADER | frame::BODY | frame::HEARTBEAT, _) => {
+                Refusal::misplaced(frame.kind, frame.payload)
+            }
             _ => Refusal::of_frame(frame.kind, frame.payload, "unknown_frame"),
         };
         self.close(now, refusal, requests);
@@ -525,7 +542,9 @@ impl Connection {
                 match (self.state, reply) {
                     (State::Closing { .. } | State::Refused | State::Finished, _) | (_, Reply::Skipped) => {}
                     (State::LoggingIn, Reply::Failed(_)) => self.refuse_login(now, requests),
-                    (_, Reply::Failed(error)) => self.handle_failed(now, channel, then, Refusal::of(&error).at(method), requests),
+                    (_, Reply::Failed(error)) => {
+                        self.handle_failed(now, channel, then, Refusal::of(&error).at(method), requests)
+                    }
                     (State::Running, reply) if channel != 0 => self.handle_done(now, channel, then, reply, requests),
                     (_, reply) => self.handle_done_0(then, reply),
                 }

@@ -36,7 +36,9 @@ pub struct TagBook {
 impl TagBook {
     pub fn push(&mut self, run: TagRun) {
         match self.runs.back_mut() {
-            Some(last) if last.link == run.link && last.tag + last.count == run.tag && last.number + last.count == run.number => {
+            Some(last)
+                if last.link == run.link && last.tag + last.count == run.tag && last.number + last.count == run.number =>
+            {
                 last.count += run.count;
             }
             _ => self.runs.push_back(run),

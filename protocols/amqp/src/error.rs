@@ -68,7 +68,9 @@ impl Code {
     /// Soft errors (§4.10.2) end the channel, hard ones the connection, wherever they arise.
     pub fn reach(self) -> Reach {
         match self {
-            Code::NoRoute | Code::AccessRefused | Code::NotFound | Code::ResourceLocked | Code::PreconditionFailed => Reach::Channel,
+            Code::NoRoute | Code::AccessRefused | Code::NotFound | Code::ResourceLocked | Code::PreconditionFailed => {
+                Reach::Channel
+            }
             _ => Reach::Connection,
         }
     }

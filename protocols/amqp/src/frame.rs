@@ -36,8 +36,15 @@ pub enum Scan<'a> {
     /// More bytes are needed.
     Incomplete,
     /// The size field says more than was negotiated: found before any of the payload has to be kept.
-    TooLarge { kind: u8, size: u32 },
-    BadEnd { kind: u8, payload: &'a [u8], end: u8 },
+    TooLarge {
+        kind: u8,
+        size: u32,
+    },
+    BadEnd {
+        kind: u8,
+        payload: &'a [u8],
+        end: u8,
+    },
 }
 
 /// Looks at the first frame of `input`. `frame_max` bounds its whole size, give or take the eight bytes that many clients get

@@ -253,7 +253,10 @@ mod tests {
 
     #[test]
     fn fields_are_found_in_order_and_no_byte_may_be_missing_or_left() {
-        let bytes = block(0xfffc, b"\x01a\x01b\x00\x00\x00\x03\x01hV\x02\x09\x01c\x01d\x0260\x01e\0\0\0\0\0\0\0\x07\x01f\x01g\x01h\x01i");
+        let bytes = block(
+            0xfffc,
+            b"\x01a\x01b\x00\x00\x00\x03\x01hV\x02\x09\x01c\x01d\x0260\x01e\0\0\0\0\0\0\0\x07\x01f\x01g\x01h\x01i",
+        );
         let spans = Spans::scan(&bytes).unwrap();
         assert_eq!(spans.short(Property::ContentType), Some(&b"a"[..]));
         assert_eq!(spans.headers(), Some(&b"\x01hV"[..]));
@@ -290,7 +293,8 @@ mod tests {
         let mut annotations = Vec::new();
         broker::table::encode_table(&[("x-death", Value::I32(1))].into_iter().collect(), &mut annotations);
         let seen = AmqpProperties.headers(&annotated(&block(0x2000, &fields), &annotations, Some(3)));
-        let expected: Table = [("a", Value::Void), ("x-death", Value::I32(1)), ("x-delivery-count", Value::I64(3))].into_iter().collect();
+        let expected: Table =
+            [("a", Value::Void), ("x-death", Value::I32(1)), ("x-delivery-count", Value::I64(3))].into_iter().collect();
         assert_eq!(seen, expected);
         assert_eq!(AmqpProperties.headers(&annotated(NONE, b"", Some(3))).0.len(), 1);
     }

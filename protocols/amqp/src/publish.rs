@@ -122,7 +122,8 @@ impl<'a> Pieces<'a> {
         let mut found = Pieces { properties, pieces: [&[]; PIECES_MAX], count: 0, consumed: head.size() };
         let mut left = size;
         while left > 0 {
-            let Scan::Frame(body @ Frame { kind: frame::BODY, .. }) = frame::scan(input.get(found.consumed..)?, frame_max) else {
+            let Scan::Frame(body @ Frame { kind: frame::BODY, .. }) = frame::scan(input.get(found.consumed..)?, frame_max)
+            else {
                 return None;
             };
             left = left.checked_sub(body.payload.len() as u64)?;
@@ -368,7 +369,8 @@ impl Publisher {
         }
         let (size, rest) = input.strip_prefix(&self.prefix[..])?.split_first_chunk::<8>()?;
         let size = u64::from_be_bytes(*size);
-        let (&[frame::END, frame::BODY, c0, c1, s0, s1, s2, s3], rest) = rest.strip_prefix(&self.memo[..])?.split_first_chunk::<8>()?
+        let (&[frame::END, frame::BODY, c0, c1, s0, s1, s2, s3], rest) =
+            rest.strip_prefix(&self.memo[..])?.split_first_chunk::<8>()?
         else {
             return None;
         };
@@ -512,6 +514,9 @@ mod tests {
         assert_eq!(text(b"12foobar"), "invalid expiration '12foobar': {leftover_string,\"foobar\"}");
         assert_eq!(text(b"-10"), "invalid expiration '-10': {value_negative,-10}");
         assert_eq!(text(b"315360000001"), "invalid expiration '315360000001': {value_too_large,315360000001}");
-        assert_eq!(text(b"99999999999999999999"), "invalid expiration '99999999999999999999': {value_too_large,99999999999999999999}");
+        assert_eq!(
+            text(b"99999999999999999999"),
+            "invalid expiration '99999999999999999999': {value_too_large,99999999999999999999}"
+        );
     }
 }

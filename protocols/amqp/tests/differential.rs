@@ -28,8 +28,17 @@ fn through(bytes: &[u8]) -> (AMQPFrame, Vec<u8>) {
 fn random_fields(random: &mut Random, row: &Row) -> Vec<u8> {
     let mut out = Vec::new();
     // The other codec leaves what the specification reserves at zero.
-    const RESERVED: [&str; 9] =
-        ["ticket", "realm", "out_of_band", "channel_id", "capabilities", "known_hosts", "cluster_id", "insist", "prefetch_size"];
+    const RESERVED: [&str; 9] = [
+        "ticket",
+        "realm",
+        "out_of_band",
+        "channel_id",
+        "capabilities",
+        "known_hosts",
+        "cluster_id",
+        "insist",
+        "prefetch_size",
+    ];
     let field = |random: &mut Random, out: &mut Vec<u8>, (name, kind): &(&str, &str)| match *kind {
         _ if RESERVED.contains(name) => out.extend_from_slice(match *kind {
             "u16" => &[0; 2],

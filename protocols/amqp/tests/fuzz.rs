@@ -245,7 +245,8 @@ fn lengths_that_lie_cost_no_memory_and_are_errors() {
 #[test]
 fn an_announced_body_gets_memory_only_as_it_arrives() {
     let mut victim = Victim::running();
-    let announced = [client_bytes("1 BasicPublish exchange=x routing_key=k"), client_bytes("1 header 60 1000000 0000")].concat();
+    let announced =
+        [client_bytes("1 BasicPublish exchange=x routing_key=k"), client_bytes("1 header 60 1000000 0000")].concat();
     let ((), peak) = peak_of(|| victim.feed(&announced, None));
     assert!(peak < 8 << 10, "{peak} bytes for an announcement");
     let mut piece = Vec::new();

@@ -73,8 +73,17 @@ fn heard(bytes: &[u8], chunk: usize) -> (BTreeMap<u32, Vec<String>>, Vec<Vec<u8>
                 if let Request::Consume(_) = request {
                     let batch = Arc::new(harness::batch(&["m"; 200], "x", "k", &[], &[0, 0], false));
                     let (first, stride, count, cost) = (0, 1, 200, batch.size() as u32);
-                    let delivery =
-                        Delivery { link: 0, number: 0, batch, first, stride, count, redelivered: false, delivery_count: None, cost };
+                    let delivery = Delivery {
+                        link: 0,
+                        number: 0,
+                        batch,
+                        first,
+                        stride,
+                        count,
+                        redelivered: false,
+                        delivery_count: None,
+                        cost,
+                    };
                     connection.handle_event(now, Event::Delivery(delivery), &mut requests);
                 }
             }

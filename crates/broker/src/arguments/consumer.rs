@@ -18,9 +18,7 @@ const STREAM_ONLY: [&str; 3] = ["x-stream-offset", "x-stream-filter", "x-stream-
 impl ConsumerArguments {
     pub fn parse(vhost: &str, queue: &str, queue_type: QueueType, arguments: &Table) -> Result<ConsumerArguments> {
         let resource = format!("queue '{queue}' in vhost '{vhost}'");
-        let invalid = |name: &str, why: String| {
-            Error::precondition(format!("invalid arg '{name}' for {resource}: {why}"))
-        };
+        let invalid = |name: &str, why: String| Error::precondition(format!("invalid arg '{name}' for {resource}: {why}"));
         let mut parsed = ConsumerArguments::default();
         if let Some(value) = arguments.get("x-priority") {
             parsed.priority = integer(value).map_err(|why| invalid("x-priority", why))?;

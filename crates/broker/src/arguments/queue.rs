@@ -262,11 +262,7 @@ pub static ARGUMENTS: [Argument; 34] = [
     ignored("x-deduplication-header", Takes::Both, |_, _| Ok(())),
 ];
 
-const fn ignored(
-    name: &'static str,
-    takes: Takes,
-    check: fn(&Value, &Table) -> std::result::Result<(), String>,
-) -> Argument {
+const fn ignored(name: &'static str, takes: Takes, check: fn(&Value, &Table) -> std::result::Result<(), String>) -> Argument {
     Argument { name, doc: "Known and checked; changes nothing by itself.", takes, check, set: |_, _| {} }
 }
 
@@ -274,9 +270,7 @@ impl QueueArguments {
     /// Checks what a client declares a new queue with.
     pub fn parse(vhost: &str, queue: &str, arguments: &Table) -> Result<QueueArguments> {
         let resource = format!("queue '{queue}' in vhost '{vhost}'");
-        let invalid = |name: &str, why: String| {
-            Error::precondition(format!("invalid arg '{name}' for {resource}: {why}"))
-        };
+        let invalid = |name: &str, why: String| Error::precondition(format!("invalid arg '{name}' for {resource}: {why}"));
         let queue_type = match arguments.get("x-queue-type") {
             None => QueueType::Classic,
             Some(value) => queue_type(value).map_err(|why| invalid("x-queue-type", why))?,

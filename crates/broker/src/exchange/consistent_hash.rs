@@ -48,13 +48,9 @@ impl HashOn {
         match (text("hash-header")?, text("hash-property")?) {
             (None, None) => Ok(HashOn::RoutingKey),
             (Some(header), None) => Ok(HashOn::Header(header.into())),
-            (None, Some(property @ ("correlation_id" | "message_id" | "timestamp"))) => {
-                Ok(HashOn::Property(property.into()))
-            }
+            (None, Some(property @ ("correlation_id" | "message_id" | "timestamp"))) => Ok(HashOn::Property(property.into())),
             (None, Some(other)) => Err(Error::precondition(format!("Unsupported property: {other}"))),
-            (Some(_), Some(_)) => {
-                Err(Error::precondition("hash-header and hash-property are mutually exclusive"))
-            }
+            (Some(_), Some(_)) => Err(Error::precondition("hash-header and hash-property are mutually exclusive")),
         }
     }
 

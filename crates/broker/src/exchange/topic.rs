@@ -239,8 +239,32 @@ mod tests {
     #[test]
     fn rabbitmqs_own_examples() {
         let bindings = [
-            "a.b.c", "a.*.c", "a.#.b", "a.b.b.c", "#", "#.#", "#.b", "*.*", "a.*", "*.b.c", "a.#", "a.#.#", "b.b.c", "a.b.b",
-            "a.b", "b.c", "", "*.*.*", "vodka.martini", "a.b.c", "*.#", "#.*.#", "*.#.#", "#.#.#", "*", "#.b.#",
+            "a.b.c",
+            "a.*.c",
+            "a.#.b",
+            "a.b.b.c",
+            "#",
+            "#.#",
+            "#.b",
+            "*.*",
+            "a.*",
+            "*.b.c",
+            "a.#",
+            "a.#.#",
+            "b.b.c",
+            "a.b.b",
+            "a.b",
+            "b.c",
+            "",
+            "*.*.*",
+            "vodka.martini",
+            "a.b.c",
+            "*.#",
+            "#.*.#",
+            "*.#.#",
+            "#.#.#",
+            "*",
+            "#.b.#",
         ];
         let mut topic = Topic::default();
         for (n, key) in bindings.iter().enumerate() {

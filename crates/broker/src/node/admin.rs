@@ -1,6 +1,6 @@
 //! What an operator changes and asks, at run time and by a definitions file at start.
 
-use super::{catalog, Effects, Node};
+use super::{Effects, Node, catalog};
 use crate::access::{Hashing, Permission, TopicPermission, User, UserLimits};
 use crate::arguments::QueueArguments;
 use crate::definitions::{BindingDefinition, Definitions, DestinationType, ExchangeDefinition, QueueDefinition};
@@ -11,7 +11,7 @@ use crate::request::{Binding, Destination, Event, Now};
 use crate::topology::Topology;
 use crate::{definitions, request::ConnectionId};
 use serde::{Deserialize, Serialize};
-use serde_json::{json, Value as Json};
+use serde_json::{Value as Json, json};
 use storage::Position;
 
 /// What an operator asks over the control socket, or at start.
@@ -19,20 +19,56 @@ use storage::Position;
 #[serde(tag = "change", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Change {
     /// The text of a RabbitMQ definitions file.
-    Import { definitions: String },
+    Import {
+        definitions: String,
+    },
     Export,
-    SetUser { user: String, password: String, tags: Option<Vec<String>> },
-    DeleteUser { user: String },
+    SetUser {
+        user: String,
+        password: String,
+        tags: Option<Vec<String>>,
+    },
+    DeleteUser {
+        user: String,
+    },
     ListUsers,
-    SetVhost { vhost: String },
-    DeleteVhost { vhost: String },
+    SetVhost {
+        vhost: String,
+    },
+    DeleteVhost {
+        vhost: String,
+    },
     ListVhosts,
-    SetPermission { user: String, vhost: String, configure: String, write: String, read: String },
-    DeletePermission { user: String, vhost: String },
-    ListPermissions { user: Option<String>, vhost: Option<String> },
-    SetPolicy { vhost: String, name: String, pattern: String, apply_to: String, priority: i64, definition: Json },
-    DeletePolicy { vhost: String, name: String },
-    ListPolicies { vhost: Option<String> },
+    SetPermission {
+        user: String,
+        vhost: String,
+        configure: String,
+        write: String,
+        read: String,
+    },
+    DeletePermission {
+        user: String,
+        vhost: String,
+    },
+    ListPermissions {
+        user: Option<String>,
+        vhost: Option<String>,
+    },
+    SetPolicy {
+        vhost: String,
+        name: String,
+        pattern: String,
+        apply_to: String,
+        priority: i64,
+        definition: Json,
+    },
+    DeletePolicy {
+        vhost: String,
+        name: String,
+    },
+    ListPolicies {
+        vhost: Option<String>,
+    },
 }
 
 /// The answer to a [`Change`]; what was changed is safe at `safe_at`.
@@ -371,6 +407,7 @@ impl Node {
 }
 
 fn read<T: for<'a> Deserialize<'a>>(value: &[u8], what: &str) -> Result<T, Error> {
-    serde_json::from_slice(value)
-        .map_err(|error| Error::new(Reason::ResourceError, format!("the record of a {what} in the store can't be read: {error}")))
+    serde_json::from_slice(value).map_err(|error| {
+        Error::new(Reason::ResourceError, format!("the record of a {what} in the store can't be read: {error}"))
+    })
 }

@@ -14,14 +14,14 @@
 
 use super::declare::NewQueue;
 use super::delay::Delays;
-use super::{stats, Node, NodeSettings, Slab, Vhost};
+use super::{Node, NodeSettings, Slab, Vhost, stats};
 use crate::access::Access;
 use crate::arguments::QueueArguments;
 use crate::definitions::Definitions;
 use crate::error::{Error, Reason};
 use crate::policy::Policies;
-use crate::queue::level::Level;
 use crate::queue::VhostKey;
+use crate::queue::level::Level;
 use crate::request::{Binding, Now};
 use crate::table;
 use crate::topology::{BindingRecord, ExchangeRecord, QueueKey, Topology};
@@ -109,7 +109,13 @@ impl Node {
     }
 
     fn insert_vhost(&mut self, name: &str) -> VhostKey {
-        let vhost = Vhost { name: name.into(), topology: Topology::new(name), queue_count: 0, policies: Policies::default(), operator_policies: Policies::default() };
+        let vhost = Vhost {
+            name: name.into(),
+            topology: Topology::new(name),
+            queue_count: 0,
+            policies: Policies::default(),
+            operator_policies: Policies::default(),
+        };
         let key = VhostKey(self.vhosts.insert(vhost).0);
         self.vhost_names.insert(name.into(), key);
         self.version += 1;
@@ -170,7 +176,8 @@ impl Node {
                 None => Level::new(priority, log),
             })
             .collect();
-        let queue = NewQueue { vhost: vhost_key, name: name.into(), durable: true, owner: None, auto_delete, declared, arguments };
+        let queue =
+            NewQueue { vhost: vhost_key, name: name.into(), durable: true, owner: None, auto_delete, declared, arguments };
         let key = self.insert_queue(now, queue, levels);
         if flags & EXPIRING != 0 {
             self.look_for_deadlines(key);

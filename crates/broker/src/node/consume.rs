@@ -1,9 +1,9 @@
 //! Consumers and getters come and go; reads from the store come back.
 
 use super::{Effects, Node, Pool, Purpose, ReadDone};
-use crate::arguments::QueueType;
 use crate::access::{Action, Resource};
 use crate::arguments::ConsumerArguments;
+use crate::arguments::QueueType;
 use crate::error::{Error, Reason};
 use crate::limits;
 use crate::link::{Held, Link};
@@ -68,7 +68,13 @@ impl Node {
     }
 
     /// The consumer ends; what it holds stays held until it is settled or the channel ends.
-    pub(super) fn cancel(&mut self, now: Now, id: ConnectionId, link_id: LinkId, effects: &mut Effects) -> Result<Reply, Error> {
+    pub(super) fn cancel(
+        &mut self,
+        now: Now,
+        id: ConnectionId,
+        link_id: LinkId,
+        effects: &mut Effects,
+    ) -> Result<Reply, Error> {
         let connection = self.connection_mut(id);
         if connection.reply_address.as_ref().is_some_and(|(_, link)| *link == link_id) {
             if let Some((name, _)) = connection.reply_address.take() {
@@ -272,7 +278,12 @@ impl Node {
         let batches = match done.batches {
             Ok(batches) => batches,
             Err(error) => {
-                tracing::error!(log = done.read.log.0, from = done.read.from, error, "cannot read; the messages stay where they are");
+                tracing::error!(
+                    log = done.read.log.0,
+                    from = done.read.from,
+                    error,
+                    "cannot read; the messages stay where they are"
+                );
                 return;
             }
         };

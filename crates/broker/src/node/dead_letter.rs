@@ -6,9 +6,9 @@ use super::publish::Incoming;
 use super::{Node, Published};
 use crate::death::{self, DeathReason};
 use crate::link::Held;
-use crate::message::{Facts, Properties, HEADERS, PERSISTENT};
-use crate::queue::level::ReadyRun;
+use crate::message::{Facts, HEADERS, PERSISTENT, Properties};
 use crate::queue::VhostKey;
+use crate::queue::level::ReadyRun;
 use crate::request::{Now, Route};
 use crate::table;
 use crate::topology::{Entry, QueueKey};
@@ -42,7 +42,16 @@ impl Node {
     }
 
     /// A message taken out of the middle leaves for good.
-    pub(super) fn leave_one(&mut self, key: QueueKey, log: LogId, offset: Offset, batch: &Arc<Batch>, index: u32, durable: bool, reason: DeathReason) {
+    pub(super) fn leave_one(
+        &mut self,
+        key: QueueKey,
+        log: LogId,
+        offset: Offset,
+        batch: &Arc<Batch>,
+        index: u32,
+        durable: bool,
+        reason: DeathReason,
+    ) {
         self.no_longer_ready(key, batch, index);
         self.retire(key, log, offset, Records { batch, first: index, stride: 1, count: 1 }, durable, reason);
     }
@@ -120,12 +129,20 @@ impl Node {
         let annotations = death::record(&before, &event);
         let route = match &letter.routing_key {
             Some(key) => Route { exchange: letter.exchange.clone(), routing_key: key.clone(), more_keys: Vec::new() },
-            None => Route { exchange: letter.exchange.clone(), routing_key: facts.routing_key.into(), more_keys: carbon_copies },
+            None => {
+                Route { exchange: letter.exchange.clone(), routing_key: facts.routing_key.into(), more_keys: carbon_copies }
+            }
         };
         let mut block = Vec::new();
         let mut encoded = Vec::new();
         table::encode_table(&annotations, &mut encoded);
-        let dead = Facts { exchange: &route.exchange, routing_key: &route.routing_key, expires_ms: None, annotations: &encoded, ..facts };
+        let dead = Facts {
+            exchange: &route.exchange,
+            routing_key: &route.routing_key,
+            expires_ms: None,
+            annotations: &encoded,
+            ..facts
+        };
         dead.encode_head(&mut block);
         let rest = properties.for_dead_letter(facts.properties, letter.routing_key.is_some());
         let mut builder = BatchBuilder::marked(now.unix_ms as i64);
@@ -173,4 +190,3 @@ fn carbon_copies(headers: &crate::Table) -> Vec<Box<str>> {
         _ => Vec::new(),
     }
 }
-

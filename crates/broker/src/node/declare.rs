@@ -3,12 +3,14 @@
 use super::publish::{Incoming, RecordView};
 use super::{Effects, Node, THIS_COMMIT};
 use crate::access::{Action, Resource};
-use crate::arguments::{equivalent_property, QueueArguments, QueueType};
+use crate::arguments::{QueueArguments, QueueType, equivalent_property};
 use crate::error::{Error, Reason};
 use crate::exchange::recent_history::NO_STORE;
 use crate::queue::level::Level;
 use crate::queue::{Queue, VhostKey};
-use crate::request::{Binding, ConnectionId, DeclareExchange, DeclareQueue, Destination, Event, Now, Published, QueueFacts, Reply};
+use crate::request::{
+    Binding, ConnectionId, DeclareExchange, DeclareQueue, Destination, Event, Now, Published, QueueFacts, Reply,
+};
 use crate::topology::{ExchangeKey, MessageView, QueueKey, Removed};
 use crate::value::Value;
 use smallvec::SmallVec;
@@ -123,7 +125,13 @@ impl Node {
         QueueArguments::equivalent(vhost, &queue.name, &queue.declared, &declare.arguments)
     }
 
-    fn check_new_queue(&self, user: &str, vhost_key: VhostKey, name: &str, declare: &DeclareQueue) -> Result<QueueArguments, Error> {
+    fn check_new_queue(
+        &self,
+        user: &str,
+        vhost_key: VhostKey,
+        name: &str,
+        declare: &DeclareQueue,
+    ) -> Result<QueueArguments, Error> {
         let vhost = &self.vhosts[vhost_key.0];
         if name.starts_with("amq.") && !declare.server_named {
             return Err(Error::access_refused(format!("queue name '{name}' contains reserved prefix 'amq.*'")));
@@ -156,7 +164,8 @@ impl Node {
         if durable {
             self.put(Op::Create { log }, CommitLevel::Sync);
         }
-        let queue = NewQueue { vhost, name, durable, owner, auto_delete: declare.auto_delete, declared: declare.arguments, arguments };
+        let queue =
+            NewQueue { vhost, name, durable, owner, auto_delete: declare.auto_delete, declared: declare.arguments, arguments };
         let key = self.insert_queue(now, queue, SmallVec::from_iter([Level::new(0, log)]));
         if let Some(id) = owner {
             self.connection_mut(id).exclusive_queues.push(key);
@@ -240,7 +249,9 @@ impl Node {
         let (queue, vhost) = (&self.queues[key.0], &vhost.name);
         if queue.effective.queue_type == QueueType::Quorum && (if_unused || if_empty) {
             let flag = if if_unused { "if_unused" } else { "if_empty" };
-            let text = format!("cannot delete queue '{name}' in vhost '{vhost}'. queue.delete operations with {flag} flag set are not supported by quorum queues");
+            let text = format!(
+                "cannot delete queue '{name}' in vhost '{vhost}'. queue.delete operations with {flag} flag set are not supported by quorum queues"
+            );
             return Err(Error::new(Reason::NotImplemented, text));
         }
         if if_unused && !queue.consumers.is_empty() {

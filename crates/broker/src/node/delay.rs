@@ -9,7 +9,7 @@ use super::expiry::Timer;
 use super::publish::{Incoming, RecordView};
 use super::{Effects, Node, Published, Purpose, Read, ReadDone};
 use crate::limits;
-use crate::message::{Facts, EXPIRES, PERSISTENT};
+use crate::message::{EXPIRES, Facts, PERSISTENT};
 use crate::queue::VhostKey;
 use crate::request::{Now, Route};
 use crate::topology::{Entry, MessageView};
@@ -109,7 +109,15 @@ impl Node {
         self.delays.buckets.insert(name.clone(), bucket);
     }
 
-    pub(super) fn recover_bucket(&mut self, now: Now, vhost: VhostKey, exchange: Box<str>, time: u64, log: LogId, state: RecoveredLog) {
+    pub(super) fn recover_bucket(
+        &mut self,
+        now: Now,
+        vhost: VhostKey,
+        exchange: Box<str>,
+        time: u64,
+        log: LogId,
+        state: RecoveredLog,
+    ) {
         let waiting = (state.next - state.first).saturating_sub(state.settled.count_in(state.first, state.next));
         let name = BucketName { time, vhost, exchange };
         let bucket = Bucket { log, next: state.next, waiting, loaded: state.first, settled: state.settled };
@@ -129,7 +137,9 @@ impl Node {
     /// Routes on what is due, and has buckets read whose time is near.
     pub(super) fn release_delayed(&mut self, now: Now, effects: &mut Effects) {
         for _ in 0..limits::EXPIRED_PER_TURN {
-            let Some(&Reverse((_, number))) = self.delays.due.peek().filter(|Reverse((due, _))| *due <= now.unix_ms) else { break };
+            let Some(&Reverse((_, number))) = self.delays.due.peek().filter(|Reverse((due, _))| *due <= now.unix_ms) else {
+                break;
+            };
             self.delays.due.pop();
             if let Some(message) = self.delays.near.remove(&number) {
                 self.release(now, message);
@@ -146,7 +156,8 @@ impl Node {
         let batch = &message.batch;
         let Some(facts) = batch.record(message.index).block().and_then(Facts::parse) else { return };
         let carbon = carbon_copies_of(self.properties.get(&facts.origin), &facts);
-        let route = Route { exchange: message.bucket.exchange.clone(), routing_key: facts.routing_key.into(), more_keys: carbon };
+        let route =
+            Route { exchange: message.bucket.exchange.clone(), routing_key: facts.routing_key.into(), more_keys: carbon };
         let persistent = facts.flags & PERSISTENT != 0;
         let incoming = Incoming {
             batch,
@@ -189,7 +200,12 @@ impl Node {
                 return;
             }
             if bucket.loaded < bucket.next {
-                effects.reads.push(Read { log: bucket.log, from: bucket.loaded, bytes_max: limits::READ_BYTES, purpose: Purpose::Delayed });
+                effects.reads.push(Read {
+                    log: bucket.log,
+                    from: bucket.loaded,
+                    bytes_max: limits::READ_BYTES,
+                    purpose: Purpose::Delayed,
+                });
             }
         }
     }

@@ -2,11 +2,11 @@
 
 use super::{Effects, Node, Purpose, Read};
 use crate::death::DeathReason;
-use crate::link::Held;
 use crate::limits;
+use crate::link::Held;
 use crate::message::Facts;
-use crate::queue::level::Removal;
 use crate::queue::VhostKey;
+use crate::queue::level::Removal;
 use crate::request::{ConnectionId, Event, LinkId, Now, Outcome};
 use crate::topology::QueueKey;
 use std::cmp::Reverse;
@@ -90,7 +90,13 @@ impl Node {
     }
 
     /// The next part of such a log came.
-    pub(super) fn note_found_deadlines(&mut self, key: QueueKey, log: LogId, batches: &[(Offset, Arc<Batch>)], effects: &mut Effects) {
+    pub(super) fn note_found_deadlines(
+        &mut self,
+        key: QueueKey,
+        log: LogId,
+        batches: &[(Offset, Arc<Batch>)],
+        effects: &mut Effects,
+    ) {
         for (base, batch) in batches {
             self.note_deadlines(key, log, *base, batch);
         }

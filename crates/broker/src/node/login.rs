@@ -1,10 +1,10 @@
 //! Who a connection is, and where it works.
 
+use super::Effects;
 use super::Node;
+use crate::access::{Action, Resource};
 use crate::error::{Error, Reason};
 use crate::request::{ConnectionId, Event, Now, Outcome, Reply};
-use crate::access::{Action, Resource};
-use super::Effects;
 
 impl Node {
     pub(super) fn authenticate(&mut self, id: ConnectionId, user: &str, password: &[u8]) -> Result<Reply, Error> {

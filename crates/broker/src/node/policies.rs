@@ -1,7 +1,7 @@
 //! Policies in force, applied to what lives.
 
 use super::expiry::Timer;
-use super::{catalog, Node};
+use super::{Node, catalog};
 use crate::arguments::QueueArguments;
 use crate::error::Error;
 use crate::limits;
@@ -12,7 +12,13 @@ use crate::topology::QueueKey;
 
 impl Node {
     /// Adds or replaces a policy, and has it applied; answers with the names of settings in it that have no effect here.
-    pub(super) fn put_policy(&mut self, now: Now, vhost: VhostKey, policy: Policy, is_operators: bool) -> Result<Vec<Box<str>>, Error> {
+    pub(super) fn put_policy(
+        &mut self,
+        now: Now,
+        vhost: VhostKey,
+        policy: Policy,
+        is_operators: bool,
+    ) -> Result<Vec<Box<str>>, Error> {
         let (kind, name) = (policy_kind(is_operators), policy.name.clone());
         let value = serde_json::to_vec(&policy).unwrap_or_default();
         let state = &mut self.vhosts[vhost.0];

@@ -5,7 +5,7 @@ use crate::access::{Action, Resource};
 use crate::arguments::Overflow;
 use crate::error::{Error, Reason};
 use crate::limits;
-use crate::message::{Facts, Origin, Properties, HEADERS};
+use crate::message::{Facts, HEADERS, Origin, Properties};
 use crate::queue::VhostKey;
 use crate::request::{ConnectionId, LinkId, Now, Publish, Published, Route};
 use crate::topology::{Entry, ExchangeKey, MessageView, NoMessage, QueueKey, Routed};
@@ -111,7 +111,8 @@ impl Node {
         let mut targets: Vec<QueueKey> = Vec::new();
         for index in 0..publish.batch.len() {
             let mut these = Vec::new();
-            let routed = self.route_record(now, vhost, &publish.route, Entry::Publish, &Incoming::of(publish), index, &mut these);
+            let routed =
+                self.route_record(now, vhost, &publish.route, Entry::Publish, &Incoming::of(publish), index, &mut these);
             let kept_back = match routed {
                 Ok(kept_back) => kept_back,
                 Err(error) => {
@@ -238,9 +239,20 @@ impl Node {
             }
         }
         let mut targets = Vec::new();
-        let routed = vhost.topology.route(&route.exchange, Entry::Publish, &keys_of(route), &mut NoMessage::default(), 0, &mut targets)?;
+        let routed = vhost.topology.route(
+            &route.exchange,
+            Entry::Publish,
+            &keys_of(route),
+            &mut NoMessage::default(),
+            0,
+            &mut targets,
+        )?;
         let deduplicates = exchange.is_some_and(|exchange| exchange.deduplication.is_some());
-        Ok(if routed.per_message || deduplicates { Way::PerMessage } else { Way::Fixed(Arc::new(FixedWay { targets, routed })) })
+        Ok(if routed.per_message || deduplicates {
+            Way::PerMessage
+        } else {
+            Way::Fixed(Arc::new(FixedWay { targets, routed }))
+        })
     }
 
     /// Puts messages into queues: one batch, one append, however many they are.

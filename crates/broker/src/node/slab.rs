@@ -74,7 +74,10 @@ impl<T> Slab<T> {
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (u32, u32, &T)> {
-        self.entries.iter().enumerate().filter_map(|(slot, (generation, value))| Some((slot as u32, *generation, value.as_ref()?)))
+        self.entries
+            .iter()
+            .enumerate()
+            .filter_map(|(slot, (generation, value))| Some((slot as u32, *generation, value.as_ref()?)))
     }
 
     pub fn iter_mut(&mut self) -> impl Iterator<Item = (u32, u32, &mut T)> {

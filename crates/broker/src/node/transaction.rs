@@ -38,7 +38,13 @@ impl Node {
     }
 
     /// Everything at once: the whole transaction is one commit, and safe with it.
-    pub(super) fn commit_transaction(&mut self, now: Now, id: ConnectionId, ticket: u32, effects: &mut Effects) -> Result<Reply, Error> {
+    pub(super) fn commit_transaction(
+        &mut self,
+        now: Now,
+        id: ConnectionId,
+        ticket: u32,
+        effects: &mut Effects,
+    ) -> Result<Reply, Error> {
         self.settle_down(now, effects, &mut []);
         let transaction = self.connection_mut(id).transactions.remove(&ticket).unwrap_or_default();
         let mut published = Published::default();

@@ -362,7 +362,11 @@ impl Level {
 /// What [`Level::remove`] found.
 #[derive(Debug)]
 pub enum Removal {
-    Taken { batch: Arc<Batch>, index: u32, durable: bool },
+    Taken {
+        batch: Arc<Batch>,
+        index: u32,
+        durable: bool,
+    },
     /// Held by a link, or settled.
     NotReady,
     /// Ready, but not in memory.

@@ -13,13 +13,7 @@ fn declare(name: &str, kind: &str) -> DeclareExchange {
 }
 
 fn binding(source: &str, destination: &str, to: Destination, key: &str) -> Binding {
-    Binding {
-        source: source.into(),
-        destination: destination.into(),
-        to,
-        routing_key: key.into(),
-        arguments: Table::default(),
-    }
+    Binding { source: source.into(), destination: destination.into(), to, routing_key: key.into(), arguments: Table::default() }
 }
 
 fn to_queue(source: &str, queue: &str, key: &str) -> Binding {
@@ -103,10 +97,7 @@ fn refusals_of_declare_have_rabbitmqs_words() {
         check(&mut topology, declare("amq.mine", "direct")),
         (AccessRefused, "exchange name 'amq.mine' contains reserved prefix 'amq.*'".into())
     );
-    assert_eq!(
-        check(&mut topology, declare("y", "nonsense")),
-        (PreconditionFailed, "unknown exchange type 'nonsense'".into())
-    );
+    assert_eq!(check(&mut topology, declare("y", "nonsense")), (PreconditionFailed, "unknown exchange type 'nonsense'".into()));
     assert_eq!(
         check(&mut topology, declare("x", "fanout")),
         (
@@ -136,11 +127,8 @@ fn refusals_of_declare_have_rabbitmqs_words() {
         (NotFound, "no exchange 'y' in vhost '/'".into())
     );
     // Neither passive nor an equal declaration creates anything; pre-declared ones may be declared again.
-    let again = [
-        DeclareExchange { passive: true, ..declare("x", "wrong") },
-        declare("x", "direct"),
-        declare("amq.topic", "topic"),
-    ];
+    let again =
+        [DeclareExchange { passive: true, ..declare("x", "wrong") }, declare("x", "direct"), declare("amq.topic", "topic")];
     for declare in again {
         assert_eq!(topology.declare_exchange(&declare), Ok(Declared { created: false }));
     }
@@ -153,10 +141,7 @@ fn arguments_of_plugin_kinds_are_checked() {
         let arguments = entries.iter().cloned().collect();
         refusal(topology.declare_exchange(&DeclareExchange { arguments, ..declare("x", kind) })).1
     };
-    assert_eq!(
-        check("x-delayed-message", &[]),
-        "Invalid argument, 'x-delayed-type' must be an existing exchange type"
-    );
+    assert_eq!(check("x-delayed-message", &[]), "Invalid argument, 'x-delayed-type' must be an existing exchange type");
     assert_eq!(
         check("x-delayed-message", &[("x-delayed-type", Value::str("x-delayed-message"))]),
         "Invalid argument, 'x-delayed-type' can't be used for 'x-delayed-message'"
@@ -194,10 +179,7 @@ fn refusals_of_bind_delete_and_publish_have_rabbitmqs_words() {
         (AccessRefused, "deletion of system exchange 'amq.direct' in vhost '/' not allowed".into())
     );
     bind(&mut topology, to_queue("x", "q0", "k"));
-    assert_eq!(
-        refusal(topology.delete_exchange("x", true)),
-        (PreconditionFailed, "exchange 'x' in vhost '/' in use".into())
-    );
+    assert_eq!(refusal(topology.delete_exchange("x", true)), (PreconditionFailed, "exchange 'x' in vhost '/' in use".into()));
     let mut out = Vec::new();
     let mut publish = |exchange| topology.route(exchange, Entry::Publish, &["k"], &mut NoMessage::default(), 0, &mut out);
     assert_eq!(refusal(publish("no")), (NotFound, "no exchange 'no' in vhost '/'".into()));
@@ -364,7 +346,13 @@ fn a_delay_holds_back_at_the_delayed_exchange_only() {
 
 #[test]
 fn hash_random_and_history_kinds_route_and_say_so() {
-    let kinds = [("m", "x-modulus-hash"), ("r", "x-random"), ("l", "x-local-random"), ("t", "x-recent-history"), ("c", "x-consistent-hash")];
+    let kinds = [
+        ("m", "x-modulus-hash"),
+        ("r", "x-random"),
+        ("l", "x-local-random"),
+        ("t", "x-recent-history"),
+        ("c", "x-consistent-hash"),
+    ];
     let mut topology = world(&kinds, 3);
     for queue in ["q0", "q1", "q2"] {
         for exchange in ["m", "r", "l"] {

@@ -576,10 +576,9 @@ impl Life {
         let (store, recovered) = opened.map_err(|e| format!("does not open: {e}"))?;
         let mine = std::mem::replace(&mut self.store, store);
         let verdict = self.check_rotten(&recovered);
-        let healed =
-            self.rotten.as_ref().is_some_and(|p| !p.starts_with("/data/journal") && !p.starts_with("/data/segments"));
-        let verdict = verdict
-            .and_then(|()| if healed { self.compare(&self.world_at(recovered.position.0), &recovered) } else { Ok(()) });
+        let healed = self.rotten.as_ref().is_some_and(|p| !p.starts_with("/data/journal") && !p.starts_with("/data/segments"));
+        let verdict =
+            verdict.and_then(|()| if healed { self.compare(&self.world_at(recovered.position.0), &recovered) } else { Ok(()) });
         // What was damaged is damaged still, and reported again, or it is out of the way; in any case it opens again.
         let again = std::mem::replace(&mut self.store, mine);
         drop(again);

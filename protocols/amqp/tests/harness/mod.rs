@@ -461,7 +461,8 @@ fn describe_row(row: &Row, fields: &[u8]) -> String {
 
 /// A request in words.
 pub fn describe(request: &Request) -> String {
-    let flags = |flags: &[(&str, bool)]| flags.iter().filter(|(_, on)| *on).map(|(name, _)| format!(" {name}")).collect::<String>();
+    let flags =
+        |flags: &[(&str, bool)]| flags.iter().filter(|(_, on)| *on).map(|(name, _)| format!(" {name}")).collect::<String>();
     let arguments = |table: &Table| if table.is_empty() { String::new() } else { format!(" {}", describe_table(table)) };
     match request {
         Request::Publish { ticket, publish } => {
@@ -488,7 +489,12 @@ pub fn describe(request: &Request) -> String {
                 ("transactional", publish.transactional),
             ]);
             let priority = publish.priority.map_or(String::new(), |priority| format!(" priority={priority}"));
-            let line = format!("publish {ticket} '{}' '{}{more}'{flags}{priority}: {}", route.exchange, route.routing_key, bodies.join(" "));
+            let line = format!(
+                "publish {ticket} '{}' '{}{more}'{flags}{priority}: {}",
+                route.exchange,
+                route.routing_key,
+                bodies.join(" ")
+            );
             line.trim_end().into()
         }
         Request::Leave => "leave".into(),
@@ -537,7 +543,15 @@ pub fn describe(request: &Request) -> String {
         }
         Request::Consume(c) => {
             let flags = flags(&[("auto", c.auto_settle), ("exclusive", c.exclusive)]);
-            format!("consume link={} pool={} {} tag={} window={}{flags}{}", c.link, c.pool, c.queue, c.tag, c.window, arguments(&c.arguments))
+            format!(
+                "consume link={} pool={} {} tag={} window={}{flags}{}",
+                c.link,
+                c.pool,
+                c.queue,
+                c.tag,
+                c.window,
+                arguments(&c.arguments)
+            )
         }
         Request::Cancel { link } => format!("cancel link={link}"),
         Request::OpenReplyAddress { link } => format!("open-reply-address link={link}"),
@@ -575,7 +589,8 @@ fn parse_reply(line: &str) -> Reply {
         "removed" => Reply::Removed { messages: words[0].parse().unwrap(), safe_at },
         // `committed@5 unroutable=0`: the only record of that publish.
         "committed" => {
-            let unroutable = words.iter().filter_map(|word| word.strip_prefix("unroutable=")).map(|i| (i.parse().unwrap(), 0..1));
+            let unroutable =
+                words.iter().filter_map(|word| word.strip_prefix("unroutable=")).map(|i| (i.parse().unwrap(), 0..1));
             Reply::Committed { safe_at, unroutable: unroutable.collect() }
         }
         "address" => Reply::ReplyAddress { name: words[0].into() },
@@ -618,7 +633,8 @@ fn parse_error(text: &str) -> Error {
 fn parse_event(line: &str) -> Event {
     let (kind, rest) = line.split_once(' ').unwrap_or((line, ""));
     let words: Vec<&str> = rest.split(' ').collect();
-    let number = |name: &str| words.iter().find_map(|word| word.strip_prefix(name)).map_or(0, |value| value.parse::<u64>().unwrap());
+    let number =
+        |name: &str| words.iter().find_map(|word| word.strip_prefix(name)).map_or(0, |value| value.parse::<u64>().unwrap());
     match kind {
         "deliver" => Event::Delivery(parse_delivery(&words)),
         "reply" => Event::Reply(parse_reply(rest)),
@@ -641,7 +657,14 @@ fn parse_delivery(words: &[&str]) -> Delivery {
         broker::table::encode_table(&[("x-death", Value::str("once"))].into_iter().collect(), &mut annotations);
     }
     let block = properties(words);
-    let batch = batch(&bodies, word("exchange=").unwrap_or("x"), word("key=").unwrap_or("k"), &annotations, &block, words.contains(&"foreign"));
+    let batch = batch(
+        &bodies,
+        word("exchange=").unwrap_or("x"),
+        word("key=").unwrap_or("k"),
+        &annotations,
+        &block,
+        words.contains(&"foreign"),
+    );
     let stride = number("stride=").max(1) as u32;
     Delivery {
         link: number("link=") as LinkId,
