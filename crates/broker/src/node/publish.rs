@@ -271,7 +271,7 @@ impl Node {
                 durability = durability.max(queue.effective.durability.unwrap_or_default());
             }
             self.place(key, &incoming, &refused, &mut to, &mut settled);
-            published.slow_down |= self.queues[key.0].levels.iter().any(|level| level.hot_bytes() >= limits::SLOW_DOWN_BYTES);
+            published.slow_down |= self.is_ahead_of_sockets(key);
         }
         if !to.is_empty() {
             let level = match durability {
@@ -286,6 +286,16 @@ impl Node {
             }
             published.safe_at = (durability == Durability::Fsync).then_some(THIS_COMMIT);
         }
+    }
+
+    /// Much is ready in memory, and consumers would take it if their sockets did: a little patience saves it the way to disk.
+    fn is_ahead_of_sockets(&self, key: QueueKey) -> bool {
+        let queue = &self.queues[key.0];
+        queue.levels.iter().any(|level| level.hot_bytes() >= limits::SLOW_DOWN_BYTES)
+            && queue.served().iter().any(|consumer| {
+                let id = consumer.connection;
+                self.connections.get(id.slot, id.generation).is_some_and(|connection| connection.starved)
+            })
     }
 
     /// Appends to one queue's log. Records that it refused keep their offsets, settled at once: the batch is shared.

@@ -74,7 +74,6 @@ impl Node {
             self.leave_held(&held, DeathReason::DeliveryLimit);
             return;
         }
-        let counts = limits.max_retries.is_some() || limits.delivery_limit().is_some();
         let bytes = limits.max_length_bytes.is_some();
         for i in 0..held.count {
             let (offset, index) = (held.offset + (i * held.stride) as u64, held.first + i * held.stride);
@@ -86,7 +85,8 @@ impl Node {
             let batch = held.batch.clone();
             level.give_back(offset, Returned { batch, index, durable: held.durable, deliveries, failures });
             queue.ready += 1;
-            if counts && held.durable {
+            // A restart knows then that it was delivered before, and how often.
+            if held.durable {
                 self.put(Op::Count { log: held.log, offset, deliveries: failures.max(deliveries) }, CommitLevel::Lazy);
             }
         }
