@@ -75,19 +75,17 @@ impl Node {
     pub(super) fn declare_queue(&mut self, now: Now, id: ConnectionId, declare: DeclareQueue) -> Result<Reply, Error> {
         let (user, vhost_key) = self.who(id)?;
         let name = strip_line_ends(&declare.name);
+        // Client libraries declare the address that stands for all to see whether there are any.
+        if &*name == crate::REPLY_ADDRESS || self.reply_addresses.contains_key(&*name) {
+            let facts = QueueFacts { name, messages: 0, consumers: 1 };
+            return Ok(Reply::Queue { facts, safe_at: None });
+        }
         let vhost = &self.vhosts[vhost_key.0];
         let existing = vhost.topology.queue(&name);
         if declare.passive {
             self.access.authorise(&user, &vhost.name, Action::Any, Resource::Queue(&name))?;
             let vhost_name = vhost.name.clone();
-            let key = match existing {
-                Some(key) => key,
-                None if self.reply_addresses.contains_key(&*name) => {
-                    let facts = QueueFacts { name, messages: 0, consumers: 1 };
-                    return Ok(Reply::Queue { facts, safe_at: None });
-                }
-                None => return Err(Error::not_found(format!("no queue '{name}' in vhost '{vhost_name}'"))),
-            };
+            let key = existing.ok_or_else(|| Error::not_found(format!("no queue '{name}' in vhost '{vhost_name}'")))?;
             self.check_owner(id, key)?;
             return Ok(self.queue_facts(now, key, false));
         }
