@@ -12,8 +12,10 @@ mod delay;
 mod dispatch;
 mod expiry;
 mod login;
+mod park;
 mod policies;
 mod publish;
+mod retry;
 mod settle;
 mod slab;
 mod stats;
@@ -84,6 +86,8 @@ pub enum Purpose {
     Deadlines,
     /// A bucket of delayed messages is near.
     Delayed,
+    /// A dead letter that found no way is tried again.
+    Parked,
 }
 
 /// Its result; an `Err` text means the store could not read (the messages stay where they are).

@@ -4,7 +4,7 @@
 use super::{equivalent, term};
 use crate::dedup::Deduplication;
 use crate::error::{Error, Result};
-use crate::limits::{PRIORITY_MAX, QUORUM_DELIVERY_LIMIT_DEFAULT, TTL_MS_MAX};
+use crate::limits::{DELAYED_RETRY_MS_DEFAULT, PRIORITY_MAX, QUORUM_DELIVERY_LIMIT_DEFAULT, TTL_MS_MAX};
 use crate::value::{Table, Value};
 
 /// What a queue was told to do, typed. A field is `None` where nothing was said: a policy may say it then.
@@ -137,7 +137,7 @@ pub static ARGUMENTS: [Argument; 35] = [
     },
     Argument {
         name: "x-dead-letter-strategy",
-        doc: "`at-most-once` or `at-least-once`; here a dead letter moves in one commit either way.",
+        doc: "`at-least-once` (with `x-overflow` `reject-publish`): a dead letter that reaches no queue stays, and is tried again.",
         takes: Takes::Quorum,
         check: |value, _| one_of(value, &["at-most-once", "at-least-once"], "invalid_dlx_strategy"),
         set: |queue, value| {
@@ -357,6 +357,27 @@ impl QueueArguments {
             (Some(Overflow::RejectPublishDlx), QueueType::Quorum) | (None, _) => Overflow::DropHead,
             (Some(overflow), _) => overflow,
         }
+    }
+
+    /// How long a message that comes back after so many deliveries has to wait before the next one, in milliseconds.
+    pub fn retry_delay_ms(&self, failed: bool, deliveries: u32) -> u64 {
+        let waits = match self.delayed_retry {
+            None | Some(DelayedRetry::Disabled) => false,
+            Some(DelayedRetry::All) => true,
+            Some(DelayedRetry::Failed) => failed,
+            Some(DelayedRetry::Returned) => !failed,
+        };
+        let min = self.delayed_retry_min_ms.unwrap_or(DELAYED_RETRY_MS_DEFAULT);
+        let wait = min.saturating_mul(deliveries as u64).min(self.delayed_retry_max_ms.unwrap_or(u64::MAX));
+        if waits { wait.min(TTL_MS_MAX as u64) } else { 0 }
+    }
+
+    /// Whether a dead letter stays until it has reached a queue. As in RabbitMQ only where a full queue refuses: what stays
+    /// counts towards its length.
+    pub fn dead_letters_at_least_once(&self) -> bool {
+        self.dead_letter_strategy == Some(DeadLetterStrategy::AtLeastOnce)
+            && self.overflow() == Overflow::RejectPublish
+            && self.dead_letter_exchange.is_some()
     }
 
     /// How often a message may be returned as failed; `None`: any number of times.

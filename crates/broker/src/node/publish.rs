@@ -82,7 +82,7 @@ impl Node {
         if publish.transactional {
             return Published { error: self.note_publish(id, ticket, publish), ..Published::default() };
         }
-        if self.store.pressure() == Pressure::DrainOnly && publish.persistent {
+        if self.store.pressure() == Pressure::DrainOnly {
             let error = Error::new(Reason::ResourceError, "the journal is full");
             return Published { error: Some(error), ..Published::default() };
         }
@@ -310,7 +310,7 @@ impl Node {
         let priority = incoming.priority.min(self.queues[key.0].priority_max());
         let at = self.level_for(key, priority);
         let queue = &mut self.queues[key.0];
-        let durable = incoming.persistent && queue.durable;
+        let durable = queue.keeps(incoming.persistent);
         let level = &mut queue.levels[at];
         let (log, base) = (level.log, level.next);
         let count = incoming.batch.len();
@@ -360,7 +360,9 @@ impl Node {
         if !rejects || (queue.effective.max_length.is_none() && queue.effective.max_length_bytes.is_none()) {
             return refused;
         }
-        let (max, bytes_max) = (queue.effective.max_length, queue.effective.max_length_bytes);
+        let parked = queue.parked.letters.len() as u64;
+        let max = queue.effective.max_length.map(|max| max.saturating_sub(parked));
+        let bytes_max = queue.effective.max_length_bytes;
         let to_dead_letter = queue.effective.overflow() == Overflow::RejectPublishDlx;
         // Consumers with credit take theirs first: those never count as ready.
         let (mut ready, mut bytes) = (queue.ready, queue.ready_bytes);
