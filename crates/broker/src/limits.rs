@@ -66,6 +66,13 @@ pub const PRIORITY_MAX: i64 = 255;
 /// What a quorum queue that sets no delivery limit has, as in RabbitMQ since 4.0.
 pub const QUORUM_DELIVERY_LIMIT_DEFAULT: i64 = 20;
 
+/// What one delivery adds to the wait of `x-delayed-retry-type` where no `x-delayed-retry-min` says it.
+pub const DELAYED_RETRY_MS_DEFAULT: u64 = 1_000;
+
+/// Dead letters that found no way (`at-least-once`) are tried again so often, and so many of them that fail before a pause.
+pub const PARKED_RETRY_MS: u64 = 1_000;
+pub const PARKED_FAILURES_PER_TURN: u32 = 100;
+
 /// Patterns of permissions and policies: their text, what they compile to, and the steps that one match may take before it counts
 /// as none. They are run against names of at most 255 bytes, under the owner's lock.
 pub const PATTERN_BYTES_MAX: usize = 4096;

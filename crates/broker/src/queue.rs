@@ -2,15 +2,15 @@
 
 pub mod level;
 
-use crate::arguments::QueueArguments;
-use crate::arguments::QueueType;
+use crate::arguments::{Overflow, QueueArguments, QueueType};
+use crate::death::DeathReason;
 use crate::request::{ConnectionId, LinkId};
 use crate::topology::QueueKey;
 use crate::value::Table;
-use level::Level;
+use level::{Level, Returned};
 use smallvec::SmallVec;
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use storage::{LogId, Offset};
 
 /// Slot of a virtual host in the node.
@@ -27,6 +27,16 @@ pub struct Consumer {
 
 /// A deadline of one message, Unix ms: the earliest first.
 pub type Deadline = Reverse<(u64, LogId, Offset)>;
+
+/// Dead letters that reached no queue. Their bytes lie in the store, where they are not settled.
+#[derive(Debug, Default)]
+pub struct Parked {
+    pub letters: VecDeque<(LogId, Offset, DeathReason)>,
+    /// The next try is under way or has its time.
+    pub is_busy: bool,
+    /// How many may still fail in this turn.
+    pub failures_left: u32,
+}
 
 #[derive(Debug)]
 pub struct Queue {
@@ -63,6 +73,10 @@ pub struct Queue {
     pub overdue: std::collections::BTreeSet<(LogId, Offset)>,
     /// Monotonic ms of the last use that counts for `x-expires`.
     pub used_ms: u64,
+    /// Returned messages that wait before they are ready again, by monotonic ms.
+    pub waiting: BTreeMap<(u64, LogId, Offset), Returned>,
+    /// Dead letters that found no way, and stay until they do.
+    pub parked: Parked,
     /// Waits in the node's list of queues to dispatch.
     pub dirty: bool,
     /// What `x-message-deduplication` has seen.
@@ -82,6 +96,19 @@ impl Queue {
             None if self.effective.queue_type == QueueType::Quorum => QUORUM_PRIORITY_MAX,
             None => 0,
         }
+    }
+
+    /// Whether messages of this persistence are kept over a restart: a quorum queue keeps all of them.
+    pub fn keeps(&self, persistent: bool) -> bool {
+        self.durable && (persistent || self.arguments.queue_type == QueueType::Quorum)
+    }
+
+    /// Refuses what comes now.
+    pub fn is_full(&self) -> bool {
+        let limits = &self.effective;
+        let full = limits.max_length.is_some_and(|max| self.ready + self.parked.letters.len() as u64 >= max)
+            || limits.max_length_bytes.is_some_and(|max| self.ready_bytes >= max);
+        full && limits.overflow() != Overflow::DropHead
     }
 
     pub fn may_expire(&self) -> bool {

@@ -154,11 +154,14 @@ impl Refusal {
         Refusal::unexpected(snippet(kind, payload))
     }
 
-    /// `CODE_NAME - explanation`, cut to what a short string holds.
+    /// `CODE_NAME - explanation`; what a short string doesn't hold is cut off, and that is shown.
     pub fn reply_text(&self) -> String {
         let mut text = format!("{} - {}", self.code.name(), self.text);
-        let length = cut(&text, 255).len();
-        text.truncate(length);
+        if text.len() > 255 {
+            let length = cut(&text, 252).len();
+            text.truncate(length);
+            text.push_str("...");
+        }
         text
     }
 }

@@ -4,7 +4,7 @@
 use super::{equivalent, term};
 use crate::dedup::Deduplication;
 use crate::error::{Error, Result};
-use crate::limits::{PRIORITY_MAX, QUORUM_DELIVERY_LIMIT_DEFAULT, TTL_MS_MAX};
+use crate::limits::{DELAYED_RETRY_MS_DEFAULT, PRIORITY_MAX, QUORUM_DELIVERY_LIMIT_DEFAULT, TTL_MS_MAX};
 use crate::value::{Table, Value};
 
 /// What a queue was told to do, typed. A field is `None` where nothing was said: a policy may say it then.
@@ -28,6 +28,7 @@ pub struct QueueArguments {
     /// How often a delivered message may come back at all.
     pub max_retries: Option<u32>,
     pub consumer_timeout_ms: Option<u64>,
+    pub durability: Option<Durability>,
     pub deduplication: Option<Deduplication>,
     pub delayed_retry: Option<DelayedRetry>,
     pub delayed_retry_min_ms: Option<u64>,
@@ -50,6 +51,18 @@ pub enum Overflow {
     RejectPublish,
     /// Refused, and dead-lettered too.
     RejectPublishDlx,
+}
+
+/// What a durable queue's confirm waits for. It changes when the answer goes, never what is written. The weakest first.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug)]
+pub enum Durability {
+    /// For nothing: the message is handed to the journal, which is in no hurry with it (100 ms).
+    Os,
+    /// For nothing either, but it is on disk after 20 ms.
+    Interval,
+    /// For the disk.
+    #[default]
+    Fsync,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -87,7 +100,7 @@ enum Takes {
 }
 
 /// In the order in which they are checked. The type comes before all others, since it decides which of them count.
-pub static ARGUMENTS: [Argument; 34] = [
+pub static ARGUMENTS: [Argument; 35] = [
     Argument {
         name: "x-expires",
         doc: "Milliseconds without use after which the queue deletes itself.",
@@ -124,7 +137,7 @@ pub static ARGUMENTS: [Argument; 34] = [
     },
     Argument {
         name: "x-dead-letter-strategy",
-        doc: "`at-most-once` or `at-least-once`; here a dead letter moves in one commit either way.",
+        doc: "`at-least-once` (with `x-overflow` `reject-publish`): a dead letter that reaches no queue stays, and is tried again.",
         takes: Takes::Quorum,
         check: |value, _| one_of(value, &["at-most-once", "at-least-once"], "invalid_dlx_strategy"),
         set: |queue, value| {
@@ -190,6 +203,19 @@ pub static ARGUMENTS: [Argument; 34] = [
         takes: Takes::Both,
         check: |value, _| not_negative(value).map(|_| ()),
         set: |queue, value| queue.consumer_timeout_ms = unsigned(value).filter(|ms| *ms > 0),
+    },
+    Argument {
+        name: "x-durability",
+        doc: "When a publisher hears that its message is safe: `fsync`, `interval` or `os`.",
+        takes: Takes::Both,
+        check: |value, _| one_of(value, &["fsync", "interval", "os"], "unknown_durability"),
+        set: |queue, value| {
+            queue.durability = match value.as_str() {
+                Some("interval") => Some(Durability::Interval),
+                Some("os") => Some(Durability::Os),
+                _ => Some(Durability::Fsync),
+            }
+        },
     },
     ignored("x-consumer-disconnected-timeout", Takes::Quorum, |value, _| not_negative(value).map(|_| ())),
     ignored("x-queue-type", Takes::Both, |value, _| queue_type(value).map(|_| ())),
@@ -331,6 +357,27 @@ impl QueueArguments {
             (Some(Overflow::RejectPublishDlx), QueueType::Quorum) | (None, _) => Overflow::DropHead,
             (Some(overflow), _) => overflow,
         }
+    }
+
+    /// How long a message that comes back after so many deliveries has to wait before the next one, in milliseconds.
+    pub fn retry_delay_ms(&self, failed: bool, deliveries: u32) -> u64 {
+        let waits = match self.delayed_retry {
+            None | Some(DelayedRetry::Disabled) => false,
+            Some(DelayedRetry::All) => true,
+            Some(DelayedRetry::Failed) => failed,
+            Some(DelayedRetry::Returned) => !failed,
+        };
+        let min = self.delayed_retry_min_ms.unwrap_or(DELAYED_RETRY_MS_DEFAULT);
+        let wait = min.saturating_mul(deliveries as u64).min(self.delayed_retry_max_ms.unwrap_or(u64::MAX));
+        if waits { wait.min(TTL_MS_MAX as u64) } else { 0 }
+    }
+
+    /// Whether a dead letter stays until it has reached a queue. As in RabbitMQ only where a full queue refuses: what stays
+    /// counts towards its length.
+    pub fn dead_letters_at_least_once(&self) -> bool {
+        self.dead_letter_strategy == Some(DeadLetterStrategy::AtLeastOnce)
+            && self.overflow() == Overflow::RejectPublish
+            && self.dead_letter_exchange.is_some()
     }
 
     /// How often a message may be returned as failed; `None`: any number of times.

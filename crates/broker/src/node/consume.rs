@@ -276,6 +276,11 @@ impl Node {
             self.handle_delayed_read(now, done, effects);
             return;
         };
+        if done.read.purpose == Purpose::Parked {
+            self.handle_parked_read(now, key, done.read, done.batches.as_deref().ok(), effects);
+            self.settle_down(now, effects, &mut []);
+            return;
+        }
         let batches = match done.batches {
             Ok(batches) => batches,
             Err(error) => {
@@ -292,7 +297,7 @@ impl Node {
         match done.read.purpose {
             Purpose::Deadlines => self.note_found_deadlines(key, log, &batches, effects),
             Purpose::Overdue => batches.iter().for_each(|(base, batch)| self.expire_overdue(key, log, *base, batch)),
-            Purpose::Cursor | Purpose::Delayed => self.fill(key, log, done.read.from, batches),
+            Purpose::Cursor | Purpose::Delayed | Purpose::Parked => self.fill(key, log, done.read.from, batches),
         }
         self.answer_waiting_gets(now, key, effects);
         self.touch(key);
@@ -302,9 +307,10 @@ impl Node {
     /// The cursor's next batches came. Messages that turn out not to be there (damage, reported by the store) are not ready.
     fn fill(&mut self, key: QueueKey, log: LogId, from: Offset, batches: Vec<(Offset, Arc<Batch>)>) {
         let queue = &mut self.queues[key.0];
-        let durable = queue.durable;
+        let (keeps_transient, keeps_persistent) = (queue.keeps(false), queue.keeps(true));
+        let durable = |batch: &Batch| keeps_transient || keeps_persistent && is_persistent(batch);
         if let Some(level) = queue.level_of(log) {
-            let missing = level.fill(from, batches, |batch| durable && is_persistent(batch));
+            let missing = level.fill(from, batches, durable);
             queue.ready = queue.ready.saturating_sub(missing);
         }
     }
@@ -329,7 +335,7 @@ impl Node {
     }
 
     pub(super) fn is_durable(&self, key: QueueKey, batch: &Batch) -> bool {
-        self.queues[key.0].durable && is_persistent(batch)
+        self.queues[key.0].keeps(is_persistent(batch))
     }
 }
 

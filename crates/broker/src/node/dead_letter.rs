@@ -26,6 +26,8 @@ pub(super) struct DeadLetter {
     routing_key: Option<Box<str>>,
     batch: Arc<Batch>,
     index: u32,
+    /// It is not settled where it died before it has reached a queue (`at-least-once`).
+    kept_at: Option<(QueueKey, LogId, Offset)>,
 }
 
 impl Node {
@@ -71,47 +73,68 @@ impl Node {
     }
 
     fn retire(&mut self, key: QueueKey, log: LogId, offset: Offset, records: Records, durable: bool, reason: DeathReason) {
+        let kept = durable && self.queues[key.0].effective.dead_letters_at_least_once();
         for i in 0..records.count {
-            self.note_dead_letter(key, reason, records.batch, records.first + i * records.stride);
+            let kept_at = kept.then_some((key, log, offset + (i * records.stride) as u64));
+            if let Some(letter) = self.dead_letter(key, reason, records.batch, records.first + i * records.stride, kept_at) {
+                self.dead_letters.push_back(letter);
+            }
         }
         self.counters.dropped += records.count as u64;
-        self.settled(log, Run { first: offset, count: records.count, stride: records.stride }, durable);
+        if !kept {
+            self.settled(log, Run { first: offset, count: records.count, stride: records.stride }, durable);
+        }
     }
 
     /// A full queue's `reject-publish-dlx`: the message never was in the queue.
     pub(super) fn dead_letter_refused(&mut self, key: QueueKey, incoming: &Incoming, index: u32) {
-        self.note_dead_letter(key, DeathReason::MaxLength, incoming.batch, index);
+        let letter = self.dead_letter(key, DeathReason::MaxLength, incoming.batch, index, None);
+        self.dead_letters.extend(letter);
     }
 
-    fn note_dead_letter(&mut self, key: QueueKey, reason: DeathReason, batch: &Arc<Batch>, index: u32) {
+    /// What is to be routed on; `None`: the queue has no dead-letter exchange.
+    pub(super) fn dead_letter(
+        &self,
+        key: QueueKey,
+        reason: DeathReason,
+        batch: &Arc<Batch>,
+        index: u32,
+        kept_at: Option<(QueueKey, LogId, Offset)>,
+    ) -> Option<DeadLetter> {
         let queue = &self.queues[key.0];
-        let Some(exchange) = &queue.effective.dead_letter_exchange else { return };
-        self.dead_letters.push_back(DeadLetter {
+        Some(DeadLetter {
             vhost: queue.vhost,
             queue: queue.name.clone(),
             reason,
-            exchange: exchange.clone(),
+            exchange: queue.effective.dead_letter_exchange.clone()?,
             routing_key: queue.effective.dead_letter_routing_key.clone(),
             batch: batch.clone(),
             index,
-        });
+            kept_at,
+        })
     }
 
     /// Routes all that wait. They may make queues overflow, and so make more of them.
     pub(super) fn route_dead_letters(&mut self, now: Now) {
         while let Some(letter) = self.dead_letters.pop_front() {
-            self.route_dead_letter(now, &letter);
+            let arrived = self.route_dead_letter(now, &letter);
+            match letter.kept_at {
+                Some((_, log, offset)) if arrived => self.settled(log, Run::one(offset), true),
+                Some((key, log, offset)) => self.park(now, key, log, offset, letter.reason),
+                None => {}
+            }
         }
     }
 
-    fn route_dead_letter(&mut self, now: Now, letter: &DeadLetter) {
-        let Some(vhost) = self.vhosts.at(letter.vhost.0) else { return };
-        if vhost.topology.exchange_key(&letter.exchange).is_none() {
-            return; // a missing exchange drops silently
+    /// Whether it reached a queue. A missing exchange drops silently.
+    pub(super) fn route_dead_letter(&mut self, now: Now, letter: &DeadLetter) -> bool {
+        let topology = self.vhosts.at(letter.vhost.0).map(|vhost| &vhost.topology);
+        if topology.and_then(|topology| topology.exchange_key(&letter.exchange)).is_none() {
+            return false;
         }
         let record = letter.batch.record(letter.index);
-        let Some(facts) = record.block().and_then(Facts::parse) else { return };
-        let Some(properties) = self.properties.get(&facts.origin).cloned() else { return };
+        let Some(facts) = record.block().and_then(Facts::parse) else { return false };
+        let Some(properties) = self.properties.get(&facts.origin).cloned() else { return false };
         let carbon_copies = carbon_copies_of(Some(&properties), &facts);
         let keys: Vec<&str> = std::iter::once(facts.routing_key).chain(carbon_copies.iter().map(|key| &**key)).collect();
         let expiration = facts.expires_ms.map(|ms| ms.to_string());
@@ -156,14 +179,28 @@ impl Node {
             any_headers: facts.flags & HEADERS != 0,
             confirm: false,
         };
+        self.send_dead_letter(now, letter, &route, incoming, &annotations)
+    }
+
+    fn send_dead_letter(
+        &mut self,
+        now: Now,
+        letter: &DeadLetter,
+        route: &Route,
+        incoming: Incoming,
+        annotations: &crate::Table,
+    ) -> bool {
         let mut targets = Vec::new();
-        if self.route_record(now, letter.vhost, &route, Entry::DeadLetter, &incoming, 0, &mut targets).is_err() {
-            return;
-        }
+        let routed = self.route_record(now, letter.vhost, route, Entry::DeadLetter, &incoming, 0, &mut targets);
+        let Ok(kept_back) = routed else { return false };
         let queues = &self.queues;
-        targets.retain(|key| !death::is_cycle(&annotations, &queues[key.0].name));
+        targets.retain(|key| !death::is_cycle(annotations, &queues[key.0].name));
+        if letter.kept_at.is_some() && targets.iter().any(|key| queues[key.0].is_full()) {
+            return kept_back.any; // all of them or none: a later try would reach the others twice
+        }
         self.counters.dead_lettered += 1;
         self.enqueue(now, &targets, incoming, &mut Published::default());
+        kept_back.any || !targets.is_empty()
     }
 }
 

@@ -7,14 +7,14 @@ use crate::arguments::{QueueArguments, QueueType, equivalent_property};
 use crate::error::{Error, Reason};
 use crate::exchange::recent_history::NO_STORE;
 use crate::queue::level::Level;
-use crate::queue::{Queue, VhostKey};
+use crate::queue::{Parked, Queue, VhostKey};
 use crate::request::{
     Binding, ConnectionId, DeclareExchange, DeclareQueue, Destination, Event, Now, Published, QueueFacts, Reply,
 };
 use crate::topology::{ExchangeKey, MessageView, QueueKey, Removed};
 use crate::value::Value;
 use smallvec::SmallVec;
-use std::collections::{BTreeSet, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use storage::{Level as CommitLevel, LogId, Op};
 
 const DONE: Reply = Reply::Done { safe_at: Some(THIS_COMMIT) };
@@ -75,19 +75,17 @@ impl Node {
     pub(super) fn declare_queue(&mut self, now: Now, id: ConnectionId, mut declare: DeclareQueue) -> Result<Reply, Error> {
         let (user, vhost_key) = self.who(id)?;
         let name = strip_line_ends(&declare.name);
+        // Client libraries declare the address that stands for all to see whether there are any.
+        if &*name == crate::REPLY_ADDRESS || self.reply_addresses.contains_key(&*name) {
+            let facts = QueueFacts { name, messages: 0, consumers: 1 };
+            return Ok(Reply::Queue { facts, safe_at: None });
+        }
         let vhost = &self.vhosts[vhost_key.0];
         let existing = vhost.topology.queue(&name);
         if declare.passive {
             self.access.authorise(&user, &vhost.name, Action::Any, Resource::Queue(&name))?;
             let vhost_name = vhost.name.clone();
-            let key = match existing {
-                Some(key) => key,
-                None if self.reply_addresses.contains_key(&*name) => {
-                    let facts = QueueFacts { name, messages: 0, consumers: 1 };
-                    return Ok(Reply::Queue { facts, safe_at: None });
-                }
-                None => return Err(Error::not_found(format!("no queue '{name}' in vhost '{vhost_name}'"))),
-            };
+            let key = existing.ok_or_else(|| Error::not_found(format!("no queue '{name}' in vhost '{vhost_name}'")))?;
             self.check_owner(id, key)?;
             return Ok(self.queue_facts(now, key, false));
         }
@@ -222,6 +220,8 @@ impl Node {
             expiry_at: None,
             overdue: BTreeSet::new(),
             used_ms: now.mono_ms,
+            waiting: BTreeMap::new(),
+            parked: Parked::default(),
             dirty: false,
             seen: None,
         });
@@ -330,8 +330,10 @@ impl Node {
     pub(super) fn purge(&mut self, id: ConnectionId, name: &str) -> Result<Reply, Error> {
         let (key, _) = self.usable_queue(id, name, Action::Read)?;
         let queue = &mut self.queues[key.0];
-        let messages = queue.ready;
+        let messages = queue.ready + queue.waiting.len() as u64;
         let mut settled: Vec<(LogId, storage::Run, bool)> = Vec::new();
+        let waiting = std::mem::take(&mut queue.waiting);
+        settled.extend(waiting.into_iter().map(|((_, log, offset), m)| (log, storage::Run::one(offset), m.durable)));
         let mut trims = Vec::new();
         for level in &mut queue.levels {
             // What links hold stays held: only what is ready goes, so the log can't simply be cut.

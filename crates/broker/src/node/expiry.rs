@@ -3,7 +3,6 @@
 use super::{Effects, Node, Purpose, Read};
 use crate::death::DeathReason;
 use crate::limits;
-use crate::link::Held;
 use crate::message::Facts;
 use crate::queue::VhostKey;
 use crate::queue::level::Removal;
@@ -22,6 +21,10 @@ pub(super) enum Timer {
     Unused(QueueKey),
     /// The link may hold a delivery for too long.
     Held(ConnectionId, LinkId),
+    /// A returned message of the queue may have waited long enough.
+    Waiting(QueueKey),
+    /// Dead letters that found no way are to be tried again.
+    Parked(QueueKey),
     /// A delayed message may be due, or a far bucket near.
     Delays,
     /// The next slice of queues is to get the vhost's new policies.
@@ -42,6 +45,8 @@ impl Node {
                 Timer::Messages(key) => self.expire_due(now, key, effects),
                 Timer::Unused(key) => self.expire_queue(now, key, effects),
                 Timer::Held(id, link) => self.time_out_held(now, id, link, effects),
+                Timer::Waiting(key) => self.end_waits(now, key),
+                Timer::Parked(key) => self.retry_parked(now, key, effects),
                 Timer::Delays => self.release_delayed(now, effects),
                 Timer::Policies(vhost) => self.sweep_policies(now, vhost),
             }
@@ -207,18 +212,6 @@ impl Node {
         }
     }
 
-    /// What came back may have expired while it was held, or expires now that it is ready again.
-    pub(super) fn expire_returned(&mut self, now: Now, held: &Held) {
-        for i in 0..held.count {
-            let index = held.first + i * held.stride;
-            if let Some(deadline) = own_deadline(&held.batch, index) {
-                let offset = held.offset + (i * held.stride) as u64;
-                self.queues[held.queue.0].deadlines.push(Reverse((deadline, held.log, offset)));
-            }
-        }
-        self.schedule_expiry(now, held.queue);
-    }
-
     /// `x-expires`: the queue is deleted when nobody has used it for so long.
     pub(super) fn use_queue(&mut self, now: Now, key: QueueKey) {
         let queue = &mut self.queues[key.0];
@@ -267,7 +260,7 @@ impl Node {
 }
 
 /// The expiration that the publisher gave, as Unix ms.
-fn own_deadline(batch: &Batch, index: u32) -> Option<u64> {
+pub(super) fn own_deadline(batch: &Batch, index: u32) -> Option<u64> {
     let record = batch.record(index);
     let expires = record.block().and_then(Facts::parse)?.expires_ms?;
     Some((record.timestamp as u64).saturating_add(expires))

@@ -74,23 +74,21 @@ impl Node {
             self.leave_held(&held, DeathReason::DeliveryLimit);
             return;
         }
-        let counts = limits.max_retries.is_some() || limits.delivery_limit().is_some();
-        let bytes = limits.max_length_bytes.is_some();
+        let wait_ms = limits.retry_delay_ms(failed, deliveries);
         for i in 0..held.count {
             let (offset, index) = (held.offset + (i * held.stride) as u64, held.first + i * held.stride);
-            let queue = &mut self.queues[key.0];
-            if bytes {
-                queue.ready_bytes += super::publish::body_len(&held.batch, index);
+            let message = Returned { batch: held.batch.clone(), index, durable: held.durable, deliveries, failures };
+            if wait_ms > 0 {
+                self.wait(now, key, held.log, offset, message, wait_ms);
+            } else {
+                self.ready_again(key, held.log, offset, message);
             }
-            let level = queue.level_of(held.log).expect("checked by the caller");
-            let batch = held.batch.clone();
-            level.give_back(offset, Returned { batch, index, durable: held.durable, deliveries, failures });
-            queue.ready += 1;
-            if counts && held.durable {
+            // A restart knows then that it was delivered before, and how often.
+            if held.durable {
                 self.put(Op::Count { log: held.log, offset, deliveries: failures.max(deliveries) }, CommitLevel::Lazy);
             }
         }
-        self.expire_returned(now, &held);
+        self.schedule_expiry(now, key);
         self.touch(key);
     }
 

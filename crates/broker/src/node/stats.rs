@@ -63,7 +63,7 @@ impl Node {
         let (mut ready, mut unsettled) = (0, 0);
         for (.., queue) in self.queues.iter() {
             ready += queue.ready;
-            unsettled += queue.unsettled;
+            unsettled += queue.unsettled + (queue.waiting.len() + queue.parked.letters.len()) as u64;
         }
         let topologies = || self.vhosts.iter().map(|(.., vhost)| &vhost.topology);
         Stats {
