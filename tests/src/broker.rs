@@ -1,7 +1,9 @@
 //! The release binary as a test sees it: started, asked for its addresses, killed, started again.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -30,6 +32,8 @@ pub struct Braid {
     child: Child,
     dir: PathBuf,
     arguments: Vec<String>,
+    /// How many files it may have open.
+    files_max: Option<u32>,
     remove: bool,
 }
 
@@ -40,12 +44,30 @@ impl Braid {
     }
 
     pub fn start_with(name: &str, arguments: &[&str]) -> Braid {
+        Braid::start_in(Braid::fresh_dir(name), arguments)
+    }
+
+    /// On free ports, with more arguments.
+    pub fn start_and(name: &str, arguments: &[&str]) -> Braid {
+        Braid::start_with(name, &[&["--amqp", "127.0.0.1:0", "--http", "127.0.0.1:0"], arguments].concat())
+    }
+
+    /// An empty directory to put files in before it starts there.
+    pub fn fresh_dir(name: &str) -> PathBuf {
         let dir = std::env::temp_dir().join(format!("braid-test-{name}-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&dir);
         std::fs::create_dir_all(&dir).expect("a temporary directory");
+        dir
+    }
+
+    pub fn start_in(dir: PathBuf, arguments: &[&str]) -> Braid {
+        Braid::start_within(dir, arguments, None)
+    }
+
+    pub fn start_within(dir: PathBuf, arguments: &[&str], files_max: Option<u32>) -> Braid {
         let arguments: Vec<String> = arguments.iter().map(|a| a.to_string()).collect();
-        let child = spawn(&dir, &arguments);
-        let mut braid = Braid { child, dir, arguments, remove: true };
+        let child = spawn(&dir, &arguments, files_max);
+        let mut braid = Braid { child, dir, arguments, files_max, remove: true };
         braid.wait_until_ready();
         braid
     }
@@ -65,8 +87,57 @@ impl Braid {
         self.dir.join("data")
     }
 
+    /// Where the broker lives: its data, its log, and what a test puts beside them.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Memory that is its own, in bytes: no file pages.
+    pub fn memory(&self) -> u64 {
+        let text = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it runs");
+        let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("the kernel says");
+        line.trim().trim_end_matches("kB").trim().parse::<u64>().expect("a number") << 10
+    }
+
+    /// `braid …` over the control socket.
+    pub fn ask(&self, words: &[&str]) -> Output {
+        let mut braid = Command::new(release_binary());
+        braid.current_dir(&self.dir).args(words).args(["--data-dir", "data"]).stdin(Stdio::null());
+        braid.output().expect("the release binary runs")
+    }
+
+    /// The same, and it must work; answers what was printed.
+    pub fn tell(&self, words: &[&str]) -> String {
+        let output = self.ask(words);
+        let wrong = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "braid {words:?}: {wrong}");
+        String::from_utf8(output.stdout).expect("text")
+    }
+
+    /// One page over HTTP: status and body.
+    pub fn page(&self, path: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(self.address("http")).expect("it listens");
+        stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a socket");
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: braid\r\n\r\n").as_bytes()).expect("it reads");
+        let mut text = String::new();
+        stream.read_to_string(&mut text).expect("it answers");
+        let (head, body) = text.split_once("\r\n\r\n").expect("a head and a body");
+        (head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status"), body.into())
+    }
+
+    /// The value of a line of `/metrics`: name with labels.
+    pub fn metric(&self, name: &str) -> Option<f64> {
+        let (_, text) = self.page("/metrics");
+        text.lines().find_map(|line| line.strip_prefix("braid_")?.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
+    }
+
+    pub fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args([&format!("-{name}"), &self.pid().to_string()]).status();
+        assert!(sent.expect("kill runs").success());
     }
 
     pub fn log(&self) -> String {
@@ -104,8 +175,7 @@ impl Braid {
 
     /// SIGTERM; answers its exit code.
     pub fn stop(&mut self) -> Option<i32> {
-        let killed = Command::new("kill").args(["-TERM", &self.pid().to_string()]).status();
-        assert!(killed.expect("kill runs").success());
+        self.signal("TERM");
         let status = self.child.wait().expect("our own child");
         let _ = std::fs::remove_file(self.data().join("listeners.json"));
         status.code()
@@ -114,7 +184,7 @@ impl Braid {
     /// Starts again on the same directory; answers how long it took until its listeners accept.
     pub fn restart(&mut self) -> Duration {
         let began = Instant::now();
-        self.child = spawn(&self.dir, &self.arguments);
+        self.child = spawn(&self.dir, &self.arguments, self.files_max);
         self.wait_until_ready();
         began.elapsed()
     }
@@ -162,9 +232,15 @@ impl Drop for Braid {
     }
 }
 
-fn spawn(dir: &Path, arguments: &[String]) -> Child {
+fn spawn(dir: &Path, arguments: &[String], files_max: Option<u32>) -> Child {
     let log = std::fs::File::options().create(true).append(true).open(dir.join("log")).expect("a log file");
-    Command::new(release_binary())
+    let mut command = Command::new(release_binary());
+    if let Some(files_max) = files_max {
+        command = Command::new("sh");
+        command.args(["-c", &format!("ulimit -n {files_max} && exec \"$0\" \"$@\"")]).arg(release_binary());
+    }
+    command
+        .current_dir(dir)
         .arg("--data-dir")
         .arg(dir.join("data"))
         .args(arguments)

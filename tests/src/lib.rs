@@ -2,6 +2,7 @@
 
 mod broker;
 mod tier;
+pub mod wire;
 
 pub use broker::{Braid, release_binary, workspace};
 pub use tier::Tier;

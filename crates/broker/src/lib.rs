@@ -22,7 +22,7 @@ pub mod topology;
 pub mod value;
 
 pub use error::{Error, Reason};
-pub use node::{Alarm, Answer, Change, Client, Effects, Node, NodeSettings, Purpose, Read, ReadDone};
+pub use node::{Alarm, Answer, Change, Client, Effects, Node, NodeSettings, Purpose, Read, ReadDone, Traffic};
 pub use request::*;
 pub use storage::{Batch, BatchBuilder, Position};
 pub use value::{Table, Value};

@@ -22,11 +22,11 @@ mod stats;
 mod transaction;
 
 pub use admin::{Answer, Change};
-pub use stats::Stats;
+pub use stats::{Stats, Traffic};
 
 use crate::access::Access;
 use crate::dedup::Cache;
-use crate::definitions::Definitions;
+use crate::definitions::{self, Definitions};
 use crate::error::{Error, Reason};
 use crate::limits;
 use crate::link::Link;
@@ -40,7 +40,7 @@ use expiry::Timer;
 use publish::KnownRoute;
 use slab::Slab;
 use smallvec::SmallVec;
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use storage::{Batch, Commit, Level as CommitLevel, LogId, Offset, Op, Position, Store};
 use transaction::Transaction;
@@ -126,6 +126,8 @@ pub struct NodeSettings {
 
 struct Vhost {
     name: Box<str>,
+    /// What definitions say of it, its name included.
+    description: definitions::Vhost,
     topology: Topology,
     queue_count: usize,
     policies: Policies,
@@ -155,6 +157,11 @@ struct Connection {
     /// Has published: alarms are told to it, and stop it.
     publishes: bool,
     blocked: bool,
+    /// Messages that it has published, and that were delivered to it.
+    published: u64,
+    delivered: u64,
+    /// Channels of a user who may have so many and no more.
+    counted_pools: BTreeSet<PoolId>,
 }
 
 pub struct Node {
@@ -172,8 +179,8 @@ pub struct Node {
     waiting_gets: HashMap<QueueKey, VecDeque<consume::WaitingGet>>,
     /// Auto-delete queues that lost their last consumer in this call.
     unused: Vec<QueueKey>,
-    /// Deliveries to reply addresses, made in this call.
-    direct_replies: Vec<(ConnectionId, Event)>,
+    /// What this call says to connections beside queues' deliveries: replies to their addresses, and that they are blocked.
+    told: Vec<(ConnectionId, Event)>,
     /// Reads that recovery wants.
     first_reads: Vec<Read>,
     delays: delay::Delays,
@@ -197,6 +204,8 @@ pub struct Node {
     dead_letters: VecDeque<DeadLetter>,
     random: u64,
     pub counters: stats::Counters,
+    /// Of connections that are gone, by protocol.
+    past_traffic: BTreeMap<&'static str, stats::Traffic>,
     settings: NodeSettings,
 }
 
@@ -227,6 +236,9 @@ impl Node {
             exclusive_queues: Vec::new(),
             publishes: false,
             blocked: false,
+            published: 0,
+            delivered: 0,
+            counted_pools: BTreeSet::new(),
         });
         Ok(ConnectionId { slot, generation })
     }
@@ -239,6 +251,7 @@ impl Node {
         self.counters.connections_closed += 1;
         self.leave_world(now, id, effects);
         if let Some(connection) = self.connections.remove(id.slot, id.generation) {
+            self.past_traffic.entry(connection.client.protocol).or_default().add(&connection);
             if let Some((name, _)) = connection.reply_address {
                 self.reply_addresses.remove(&name);
             }
@@ -336,10 +349,12 @@ impl Node {
                 self.leave_world(now, id, effects);
                 Ok(Reply::Done { safe_at: None })
             }
+            Request::OpenPool { pool } => self.open_pool(id, pool),
             Request::ClosePool { pool } => {
                 self.connection_mut(id).transactions.remove(&pool);
                 self.close_links(now, id, Some(pool));
                 self.connection_mut(id).pools.remove(&pool);
+                self.connection_mut(id).counted_pools.remove(&pool);
                 self.delete_unused(now, effects);
                 Ok(Reply::Done { safe_at: None })
             }
@@ -356,7 +371,7 @@ impl Node {
             }
             self.route_dead_letters(now);
         }
-        effects.events.append(&mut self.direct_replies);
+        effects.events.append(&mut self.told);
         if let Some(position) = self.flush() {
             replies.iter_mut().for_each(|reply| fill_in(reply, position));
         } else {
@@ -456,6 +471,19 @@ impl Node {
                 }
                 _ => {}
             }
+        }
+    }
+
+    /// Its first publish: from now on alarms are its business, the one that is on as well.
+    fn becomes_publisher(&mut self, id: ConnectionId) {
+        let reason = self.alarm_reason();
+        let connection = self.connection_mut(id);
+        if std::mem::replace(&mut connection.publishes, true) {
+            return;
+        }
+        if let Some(reason) = reason {
+            connection.blocked = true;
+            self.told.push((id, Event::Blocked { reason }));
         }
     }
 

@@ -209,6 +209,10 @@ pub enum Request {
     },
     /// The client says goodbye: what was this connection's own goes before it hears the answer, as it may come back at once.
     Leave,
+    /// A channel opens, of a user whose channels are counted.
+    OpenPool {
+        pool: PoolId,
+    },
     /// The channel is gone: its transaction is rolled back, its pool's links are cancelled and what they hold is released.
     ClosePool {
         pool: PoolId,
@@ -246,10 +250,12 @@ pub enum Reply {
     Done {
         safe_at: Option<Position>,
     },
-    /// `impersonator`: may publish with another user's name in `user_id`.
+    /// `impersonator`: may publish with another user's name in `user_id`. `counted`: its channels are, [`Request::OpenPool`] asks
+    /// for each.
     Authenticated {
         user: Box<str>,
         impersonator: bool,
+        counted: bool,
     },
     Queue {
         facts: QueueFacts,

@@ -1,10 +1,12 @@
 //! Watches memory and disk once a second; publishers stop while either is short. Page cache never counts: it gives way.
 
 use crate::hub::Hub;
+use crate::settings::Settings;
 use broker::Alarm;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 
 #[derive(Clone, Debug)]
 pub struct Watermarks {
@@ -16,8 +18,12 @@ pub struct Watermarks {
 }
 
 impl Watermarks {
+    pub fn of(settings: &Settings) -> Watermarks {
+        Watermarks::new(settings.memory_limit, settings.disk_free_limit, &settings.data_dir)
+    }
+
     /// What was set, or 0.6 of the memory we may use, and 1 GiB or 5 % of the disk, whichever is more.
-    pub fn new(memory_limit: Option<u64>, disk_free_limit: Option<u64>, data_dir: &Path) -> Watermarks {
+    fn new(memory_limit: Option<u64>, disk_free_limit: Option<u64>, data_dir: &Path) -> Watermarks {
         Watermarks {
             memory_max: memory_limit.unwrap_or_else(|| memory_available() / 5 * 3),
             disk_free_min: disk_free_limit.unwrap_or_else(|| (1 << 30).max(disk(data_dir).map_or(0, |(_, size)| size / 20))),
@@ -26,11 +32,12 @@ impl Watermarks {
     }
 }
 
-/// Runs for the life of the process.
-pub async fn run(hub: Arc<Hub>, watermarks: Watermarks) {
+/// Runs for the life of the process; the watermarks may change meanwhile.
+pub async fn run(hub: Arc<Hub>, watermarks: watch::Receiver<Watermarks>) {
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     loop {
         tick.tick().await;
+        let watermarks = watermarks.borrow().clone();
         let memory = anonymous_memory().unwrap_or(0);
         hub.set_alarm(Alarm::Memory, is_on(hub.has_alarm(Alarm::Memory), memory, watermarks.memory_max));
         if let Some((free, _)) = disk(&watermarks.data_dir) {

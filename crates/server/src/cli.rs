@@ -2,9 +2,11 @@
 
 use crate::control::{self, Ask};
 use crate::owner::Change;
-use crate::settings::{self, Given, Settings};
+use crate::settings::{self, Given, Listen, Settings};
+use crate::{http, run};
 use clap::{Parser, Subcommand};
 use serde_json::Value;
+use std::net::ToSocketAddrs;
 use std::path::PathBuf;
 
 #[derive(Parser, Debug)]
@@ -44,6 +46,8 @@ pub enum Command {
     Serve(Box<Flags>),
     /// Show what the running broker does
     Status(#[command(flatten)] Place),
+    /// Ask the broker whether it is ready: ends with 0 if it is, for health checks
+    Ready(Box<Flags>),
     /// Users and their passwords
     User {
         #[command(subcommand)]
@@ -172,6 +176,7 @@ pub enum DefinitionsVerb {
 /// What is to be done.
 pub enum Job {
     Serve(Box<Settings>),
+    Ready(Box<Settings>),
     Ask { ask: Ask, data_dir: PathBuf, json: bool },
 }
 
@@ -179,6 +184,7 @@ pub fn parse(cli: Cli) -> Result<Job, String> {
     let (ask, place) = match cli.command {
         None => return serve(cli.flags),
         Some(Command::Serve(flags)) => return serve(*flags),
+        Some(Command::Ready(flags)) => return Ok(Job::Ready(Box::new(load(&flags)?))),
         Some(Command::Status(place)) => (Ask::Status { status: true }, place),
         Some(Command::User { verb, place }) => (Ask::Change(user(verb)?), place),
         Some(Command::Vhost { verb, place }) => (Ask::Change(vhost(verb)), place),
@@ -261,6 +267,20 @@ fn definitions(verb: DefinitionsVerb) -> Result<Change, String> {
         }
         DefinitionsVerb::Export => Change::Export,
     })
+}
+
+/// Asks `/readyz` of the broker that runs over the data directory, or of the configured address if none is announced there.
+pub fn ready(settings: &Settings) -> Result<(), String> {
+    let configured = || match &settings.http {
+        Listen::Off => Err("http is off: nobody can be asked".into()),
+        Listen::At { host, port } => {
+            let host = host.as_deref().unwrap_or("127.0.0.1");
+            let found = (host, *port).to_socket_addrs().map_err(|error| format!("{host}: {error}"))?.next();
+            found.ok_or_else(|| format!("{host} has no address"))
+        }
+    };
+    let address = run::announced(&settings.data_dir, "http").map_or_else(configured, Ok)?;
+    http::ask_ready(run::from_here(address)).map_err(|error| format!("{address}: {error}"))
 }
 
 /// Asks the running broker and answers what is to be printed.

@@ -4,12 +4,14 @@
 //! is closed.
 
 use crate::limits;
-use std::io;
+use std::collections::VecDeque;
+use std::io::{self, Read, Write};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
 
 /// What the pages say.
 pub trait Pages: Send + Sync + 'static {
@@ -20,17 +22,23 @@ pub trait Pages: Send + Sync + 'static {
 
 /// Accepts until it is aborted.
 pub async fn run(listener: TcpListener, pages: Arc<dyn Pages>) {
-    let slots = Arc::new(Semaphore::new(limits::HTTP_CONNECTIONS_MAX));
+    let mut open: VecDeque<AbortHandle> = VecDeque::new();
     loop {
-        let Ok(slot) = slots.clone().acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, _)) => {
+                open.retain(|task| !task.is_finished());
+                // Who asks is answered at once, so the oldest is one that says nothing: it makes room.
+                if open.len() >= limits::HTTP_CONNECTIONS_MAX
+                    && let Some(oldest) = open.pop_front()
+                {
+                    oldest.abort();
+                }
                 let pages = pages.clone();
-                tokio::spawn(async move {
+                let task = tokio::spawn(async move {
                     let limit = Duration::from_millis(limits::HTTP_TIMEOUT_MS);
                     let _ = tokio::time::timeout(limit, serve(stream, &*pages)).await;
-                    drop(slot);
                 });
+                open.push_back(task.abort_handle());
             }
             Err(_) => tokio::time::sleep(Duration::from_millis(limits::ACCEPT_PAUSE_MS)).await,
         }
@@ -101,6 +109,22 @@ fn page(status: u16, text: &str, with_body: bool) -> String {
         "HTTP/1.1 {status} {reason}\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n\
          Content-Length: {length}\r\n{allow}Connection: close\r\n\r\n{body}"
     )
+}
+
+/// The other end, for health checks: an `Err` says why not.
+pub fn ask_ready(address: SocketAddr) -> io::Result<()> {
+    let limit = Some(Duration::from_millis(limits::HTTP_ASK_MS));
+    let mut stream = std::net::TcpStream::connect_timeout(&address, Duration::from_millis(limits::HTTP_ASK_MS))?;
+    stream.set_read_timeout(limit)?;
+    stream.set_write_timeout(limit)?;
+    stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: braid\r\n\r\n")?;
+    let mut answer = Vec::new();
+    stream.take(limits::HTTP_HEADER_BYTES_MAX as u64).read_to_end(&mut answer)?;
+    if answer.starts_with(b"HTTP/1.1 200 ") {
+        return Ok(());
+    }
+    let answer = String::from_utf8_lossy(&answer);
+    Err(io::Error::other(answer.lines().last().unwrap_or("no answer").to_owned()))
 }
 
 #[cfg(test)]

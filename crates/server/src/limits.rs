@@ -33,6 +33,8 @@ pub const CHECKPOINT_WAIT_MS: u64 = 250;
 pub const STORE_DISK_FREE_BYTES: u64 = 128 << 20;
 
 pub const CONNECTIONS_MAX: usize = 10_000;
+/// Descriptors that connections leave: 64 for the store's files, the health checks', and some for listeners and operators.
+pub const DESCRIPTORS_KEPT: usize = 64 + HTTP_CONNECTIONS_MAX + 32;
 pub const CONNECTIONS_PER_ADDRESS_MAX: usize = 500;
 /// Connections that have not authenticated yet, all together: their memory is bounded by this times one small frame.
 pub const HALF_OPEN_MAX: usize = 1_024;
@@ -47,7 +49,10 @@ pub const FAREWELL_MS: u64 = 5_000;
 pub const DRAIN_MS: u64 = 8_000;
 
 pub const HTTP_HEADER_BYTES_MAX: usize = 16 << 10;
+/// More let the oldest go.
 pub const HTTP_CONNECTIONS_MAX: usize = 64;
+/// `braid ready` waits this long for each step: less than a health check usually has.
+pub const HTTP_ASK_MS: u64 = 2_000;
 pub const HTTP_TIMEOUT_MS: u64 = 10_000;
 /// One line over the control socket: a whole definitions file.
 pub const CONTROL_LINE_BYTES_MAX: u64 = 64 << 20;

@@ -9,6 +9,8 @@ pub enum Protocol {
     Amqp,
 }
 
+pub const PROTOCOLS: [Protocol; 1] = [Protocol::Amqp];
+
 impl Protocol {
     /// As it stands in counters and in `listeners.json`.
     pub fn name(self) -> &'static str {

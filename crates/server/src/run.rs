@@ -13,14 +13,14 @@ use crate::tls::Tls;
 use crate::{journal, limits, metrics, reader, timer};
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
 /// What is to be served: the real things, or fakes in tests.
@@ -35,7 +35,7 @@ pub struct Parts {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Signal {
     Stop,
-    /// Read certificates and definitions again.
+    /// Read certificates, definitions and the limits of alarms again.
     Reload,
 }
 
@@ -55,7 +55,7 @@ pub async fn serve(settings: Settings, parts: Parts, mut signals: mpsc::Receiver
 
     let mut doors = Doors::default();
     doors.open(&settings, &house, &site).await?;
-    let watermarks = Watermarks::new(settings.memory_limit, settings.disk_free_limit, &settings.data_dir);
+    let (set_watermarks, watermarks) = watch::channel(Watermarks::of(&settings));
     tasks.push(tokio::spawn(alarms::run(hub.clone(), watermarks)).abort_handle());
     match control::bind(&settings.data_dir) {
         Ok(listener) => {
@@ -71,7 +71,7 @@ pub async fn serve(settings: Settings, parts: Parts, mut signals: mpsc::Receiver
     let _ = std::io::stdout().flush();
 
     while let Some(Signal::Reload) = signals.recv().await {
-        reload(&settings, &house).await;
+        reload(&settings, &house, &set_watermarks).await;
     }
     ready.store(false, Ordering::Release);
     doors.close();
@@ -118,7 +118,7 @@ impl Threads {
 /// Says goodbye to everyone and lets what was said leave, for a while. A second word to stop ends the patience.
 async fn drain(hub: &Hub, signals: &mut mpsc::Receiver<Signal>) {
     tracing::info!(connections = hub.connections(), "stopping");
-    hub.stop("shutdown");
+    hub.stop("broker forced connection closure with reason 'shutdown'");
     let deadline = tokio::time::Instant::now() + Duration::from_millis(limits::DRAIN_MS);
     let empty = async {
         while hub.connections() > 0 {
@@ -132,7 +132,11 @@ async fn drain(hub: &Hub, signals: &mut mpsc::Receiver<Signal>) {
     }
 }
 
-async fn reload(settings: &Settings, house: &House) {
+async fn reload(settings: &Settings, house: &House, watermarks: &watch::Sender<Watermarks>) {
+    match settings.read_again() {
+        Ok(now) => drop(watermarks.send_replace(Watermarks::of(&now))),
+        Err(error) => tracing::error!(%error, "settings not read again: the limits of alarms stay as they are"),
+    }
     if let Some(tls) = &house.tls {
         match tls.reload() {
             Ok(()) => tracing::info!("certificates read again"),
@@ -208,6 +212,12 @@ fn default_host(hub: &Hub) -> &'static str {
     if others { "0.0.0.0" } else { "127.0.0.1" }
 }
 
+/// The address of a listener of the broker that runs over this data directory.
+pub fn announced(data_dir: &Path, listener: &str) -> Option<SocketAddr> {
+    let text = std::fs::read(data_dir.join("listeners.json")).ok()?;
+    serde_json::from_slice::<BTreeMap<String, SocketAddr>>(&text).ok()?.remove(listener)
+}
+
 /// `listeners.json` appears once everything accepts, and never half written.
 fn announce(data_dir: &Path, addresses: &BTreeMap<&'static str, SocketAddr>) -> std::io::Result<()> {
     let (path, new) = (data_dir.join("listeners.json"), data_dir.join("listeners.json.new"));
@@ -218,11 +228,7 @@ fn announce(data_dir: &Path, addresses: &BTreeMap<&'static str, SocketAddr>) -> 
 fn banner(settings: &Settings, addresses: &BTreeMap<&'static str, SocketAddr>) -> String {
     let mut text = format!("Braid {}, data in {}\n", env!("CARGO_PKG_VERSION"), settings.data_dir.display());
     for (name, address) in addresses {
-        // What to type on this machine.
-        let mut here = *address;
-        if here.ip().is_unspecified() {
-            here.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
-        }
+        let here = from_here(*address);
         text += &match *name {
             "amqp" => {
                 let user =
@@ -239,6 +245,14 @@ fn banner(settings: &Settings, addresses: &BTreeMap<&'static str, SocketAddr>) -
         };
     }
     text
+}
+
+/// What to connect to on this machine.
+pub fn from_here(mut address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() {
+        address.set_ip(if address.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() });
+    }
+    address
 }
 
 /// What `/readyz`, `/metrics` and `braid status` look at.

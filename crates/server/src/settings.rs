@@ -147,9 +147,17 @@ pub struct DefaultUser {
     pub vhost: String,
 }
 
+/// Where settings were read, besides the environment.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Source {
+    flags: Given,
+    file: Option<PathBuf>,
+}
+
 /// What is used.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
+    pub source: Source,
     pub data_dir: PathBuf,
     pub amqp: Listen,
     pub amqps: Listen,
@@ -202,7 +210,15 @@ pub fn load(
         layers = layers.set_override(&key, value).map_err(|error| error.to_string())?;
     }
     let merged = layers.build().map_err(|error| error.to_string())?;
-    resolve(merged.try_deserialize().map_err(|error| error.to_string())?)
+    let source = Source { flags: flags.clone(), file: file.map(Path::to_owned) };
+    resolve(source, merged.try_deserialize().map_err(|error| error.to_string())?)
+}
+
+impl Settings {
+    /// What the same places say now.
+    pub fn read_again(&self) -> Result<Settings, Wrong> {
+        load(&self.source.flags, self.source.file.as_deref(), std::env::vars())
+    }
 }
 
 /// All of them are strings at this point.
@@ -236,7 +252,7 @@ fn known_variables(environment: &[(String, String)]) -> Vec<(String, String)> {
 
 /// Names of `BRAID_…` variables that mean nothing, to be mentioned in the log.
 pub fn unknown_variables(environment: impl Iterator<Item = String>) -> Vec<String> {
-    const OTHERS: [&str; 5] = ["config", "seed", "seeds", "tier", "bin"];
+    const OTHERS: [&str; 6] = ["config", "seed", "seeds", "tier", "bin", "binary"];
     let keys = keys();
     environment
         .filter(|name| {
@@ -253,7 +269,7 @@ fn keys() -> Vec<String> {
     }
 }
 
-fn resolve(given: Given) -> Result<Settings, Wrong> {
+fn resolve(source: Source, given: Given) -> Result<Settings, Wrong> {
     let tls = match (given.tls_certificate, given.tls_key, given.tls_client_ca) {
         (Some(certificate), Some(key), client_ca) => Some(TlsFiles { certificate, key, client_ca }),
         (None, None, None) => None,
@@ -269,6 +285,7 @@ fn resolve(given: Given) -> Result<Settings, Wrong> {
         None => tracing::level_filters::LevelFilter::INFO,
     };
     Ok(Settings {
+        source,
         data_dir: given.data_dir.unwrap_or_else(|| "data".into()),
         amqp: listen("amqp", given.amqp, Listen::At { host: None, port: 5672 })?,
         amqps,

@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 use support::*;
 use tokio::sync::mpsc;
 
+const GOODBYE: &[u8] = b"broker forced connection closure with reason 'shutdown'";
+
 struct Node {
     dir: PathBuf,
     journal: Arc<FakeJournal>,
@@ -137,8 +139,8 @@ fn a_stop_drains_what_slow_readers_are_owed() {
     std::thread::sleep(Duration::from_millis(200));
     let (kind, got) = consumer.hear().unwrap();
     assert_eq!((kind, got.len()), (b'D', body.len() - 2));
-    assert_eq!(consumer.hear().unwrap(), (b'X', b"shutdown".to_vec()));
-    assert_eq!(producer.hear().unwrap(), (b'X', b"shutdown".to_vec()));
+    assert_eq!(consumer.hear().unwrap(), (b'X', GOODBYE.to_vec()));
+    assert_eq!(producer.hear().unwrap(), (b'X', GOODBYE.to_vec()));
     assert_eq!(consumer.hear(), None);
     drop((consumer, producer));
     let node = stopping.join().unwrap();
@@ -238,7 +240,7 @@ fn tls_carries_the_same_and_takes_new_certificates_while_running() {
     assert!(tls_client(address, &old).is_err());
     // The session that began with the old one goes on, and hears the goodbye.
     let stopping = std::thread::spawn(move || node.stop());
-    assert_eq!(hear(&mut consumer).unwrap(), (b'X', b"shutdown".to_vec()));
+    assert_eq!(hear(&mut consumer).unwrap(), (b'X', GOODBYE.to_vec()));
     drop(consumer);
     stopping.join().unwrap().unwrap();
     let _ = std::fs::remove_dir_all(&files);

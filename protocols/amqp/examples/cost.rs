@@ -23,7 +23,7 @@ fn answer(request: &Request) -> Reply {
     match request {
         Request::Publish { .. } => Reply::Published(Published::default()),
         Request::Settle { .. } => Reply::Settled,
-        Request::Authenticate { user, .. } => Reply::Authenticated { user: user.clone(), impersonator: false },
+        Request::Authenticate { user, .. } => Reply::Authenticated { user: user.clone(), impersonator: false, counted: false },
         Request::DeclareQueue(declare) => {
             Reply::Queue { facts: QueueFacts { name: declare.name.clone(), messages: 0, consumers: 0 }, safe_at: None }
         }

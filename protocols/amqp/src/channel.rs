@@ -244,7 +244,14 @@ impl Connection {
         let refusal = match frame.kind {
             frame::METHOD => match method::split(frame.payload) {
                 Some((id, fields)) => match Method::decode(id, fields) {
+                    Ok(Method::ChannelOpen { .. }) if self.counts_channels && !self.is_quiet(requests) => return Step::Wait,
                     Ok(Method::ChannelOpen { .. }) => match self.open_channel(number) {
+                        Ok(()) if self.counts_channels => {
+                            let answer = Method::ChannelOpenOk { channel_id: method::Long(&[]) };
+                            let request = Request::OpenPool { pool: number.into() };
+                            self.ask(number, id, Then::Say(Some(answer)), request, requests);
+                            return Step::Barrier(frame.size());
+                        }
                         Ok(()) => {
                             self.say(number, &Method::ChannelOpenOk { channel_id: method::Long(&[]) });
                             return Step::Took(frame.size());

@@ -116,6 +116,8 @@ pub struct Connection {
     pub(crate) collected: u64,
     pub(crate) user: Box<str>,
     pub(crate) may_impersonate: bool,
+    /// The broker is asked for each channel.
+    pub(crate) counts_channels: bool,
     mechanism: Box<str>,
     pub(crate) vhost: Box<str>,
     pub(crate) capabilities: Capabilities,
@@ -160,6 +162,7 @@ impl Connection {
             collected: 0,
             user: Box::default(),
             may_impersonate: false,
+            counts_channels: false,
             mechanism: Box::default(),
             vhost: Box::default(),
             capabilities: Capabilities::default(),
@@ -554,8 +557,9 @@ impl Connection {
 
     fn handle_done_0(&mut self, then: Then, reply: Reply) {
         match (then, reply) {
-            (Then::Login, Reply::Authenticated { user, impersonator }) => {
+            (Then::Login, Reply::Authenticated { user, impersonator, counted }) => {
                 self.user = user;
+                self.counts_channels = counted;
                 self.may_impersonate = impersonator;
                 self.state = State::Tuning;
                 let tune = Method::ConnectionTune {
@@ -765,7 +769,7 @@ impl protocol::Connection for Connection {
     }
 
     fn wants_input(&self) -> bool {
-        self.barriers == 0 && self.later.is_none() && !self.blocked && self.state != State::Refused
+        self.barriers == 0 && self.later.is_none() && !self.blocked
     }
 
     fn outbox(&mut self) -> &mut Outbox {

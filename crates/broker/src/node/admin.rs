@@ -184,15 +184,33 @@ impl Node {
     fn delete_user(&mut self, now: Now, name: &str, effects: &mut Effects) -> Result<Json, Error> {
         let permissions: Vec<Box<str>> =
             self.access.permissions().filter(|p| *p.user == *name).map(|p| p.vhost.clone()).collect();
+        let topic_permissions =
+            self.access.topic_permissions().filter(|p| *p.user == *name).map(topic_permission_key).collect();
         if self.access.delete_user(name).is_none() {
             return Err(Error::not_found(format!("no user '{name}'")));
         }
+        self.forget_all(topic_permissions);
         self.forget(catalog::key_of(catalog::USER, "", name.as_bytes()));
         for vhost in permissions {
             self.forget(catalog::key_of(catalog::PERMISSION, &vhost, name.as_bytes()));
         }
         self.recheck_rights(now, effects);
         Ok(Json::Null)
+    }
+
+    fn forget_all(&mut self, keys: Vec<Box<[u8]>>) {
+        keys.into_iter().for_each(|key| self.forget(key));
+    }
+
+    /// What a file says of a vhost beside its name.
+    fn describe_vhost(&mut self, description: &definitions::Vhost) -> Result<(), Error> {
+        let key = self.vhost_named(&description.name)?;
+        if self.vhosts[key.0].description != *description {
+            let value = serde_json::to_vec(description).unwrap_or_default();
+            self.save(catalog::key_of(catalog::VHOST, &description.name, b""), value);
+            self.vhosts[key.0].description = description.clone();
+        }
+        Ok(())
     }
 
     pub(super) fn put_permission(&mut self, permission: Permission) -> Result<(), Error> {
@@ -206,8 +224,8 @@ impl Node {
     }
 
     fn put_topic_permission(&mut self, permission: TopicPermission) -> Result<(), Error> {
-        let rest = [permission.user.as_bytes(), b"\0", permission.exchange.as_bytes()].concat();
-        let key = catalog::key_of(catalog::TOPIC_PERMISSION, &permission.vhost, &rest);
+        let key = topic_permission_key(&permission);
+        self.vhost_named(&permission.vhost)?;
         let value = serde_json::to_vec(&permission).unwrap_or_default();
         self.access.put_topic_permission(permission)?;
         self.save(key, value);
@@ -272,7 +290,8 @@ impl Node {
         keys.extend(state.operator_policies.iter().map(|p| catalog::key_of(catalog::OPERATOR_POLICY, name, p.name.as_bytes())));
         let permissions = self.access.permissions().filter(|p| *p.vhost == *name);
         keys.extend(permissions.map(|p| catalog::key_of(catalog::PERMISSION, name, p.user.as_bytes())));
-        keys.into_iter().for_each(|key| self.forget(key));
+        keys.extend(self.access.topic_permissions().filter(|p| *p.vhost == *name).map(topic_permission_key));
+        self.forget_all(keys);
         self.forget_delays(key);
         self.access.delete_vhost(name);
         self.vhost_names.remove(name);
@@ -287,6 +306,7 @@ impl Node {
         let without_effect = file.without_effect();
         for vhost in &file.vhosts {
             self.make_vhost(&vhost.name);
+            self.describe_vhost(vhost)?;
         }
         for user in file.users.clone() {
             self.put_user(user)?;
@@ -364,7 +384,7 @@ impl Node {
         all.topic_permissions = self.access.topic_permissions().cloned().collect();
         all.vhost_limits = self.access.vhost_limits().map(|(vhost, limits)| (vhost.into(), *limits)).collect();
         for (.., vhost) in self.vhosts.iter() {
-            all.vhosts.push(definitions::Vhost { name: vhost.name.clone(), ..definitions::Vhost::default() });
+            all.vhosts.push(vhost.description.clone());
             all.policies.extend(vhost.policies.iter().cloned());
             all.operator_policies.extend(vhost.operator_policies.iter().cloned());
             let exchanges = vhost.topology.exchanges().map(|(_, exchange)| &exchange.record);
@@ -406,7 +426,12 @@ impl Node {
     }
 }
 
-fn read<T: for<'a> Deserialize<'a>>(value: &[u8], what: &str) -> Result<T, Error> {
+fn topic_permission_key(permission: &TopicPermission) -> Box<[u8]> {
+    let rest = [permission.user.as_bytes(), b"\0", permission.exchange.as_bytes()].concat();
+    catalog::key_of(catalog::TOPIC_PERMISSION, &permission.vhost, &rest)
+}
+
+pub(super) fn read<T: for<'a> Deserialize<'a>>(value: &[u8], what: &str) -> Result<T, Error> {
     serde_json::from_slice(value).map_err(|error| {
         Error::new(Reason::ResourceError, format!("the record of a {what} in the store can't be read: {error}"))
     })

@@ -17,7 +17,7 @@ use super::delay::Delays;
 use super::{Node, NodeSettings, Slab, Vhost, stats};
 use crate::access::Access;
 use crate::arguments::QueueArguments;
-use crate::definitions::Definitions;
+use crate::definitions::{self, Definitions};
 use crate::error::{Error, Reason};
 use crate::policy::Policies;
 use crate::queue::VhostKey;
@@ -65,7 +65,7 @@ impl Node {
             reply_addresses: HashMap::new(),
             waiting_gets: HashMap::new(),
             unused: Vec::new(),
-            direct_replies: Vec::new(),
+            told: Vec::new(),
             first_reads: Vec::new(),
             delays: Delays::default(),
             exchange_caches: HashMap::new(),
@@ -82,6 +82,7 @@ impl Node {
             dead_letters: VecDeque::new(),
             random: settings.seed | 1,
             counters: stats::Counters::default(),
+            past_traffic: BTreeMap::new(),
             settings,
         };
         if recovered.keys.is_empty() {
@@ -105,12 +106,13 @@ impl Node {
             return key;
         }
         self.save(key_of(VHOST, name, b""), Vec::new());
-        self.insert_vhost(name)
+        self.insert_vhost(name, definitions::Vhost { name: name.into(), ..definitions::Vhost::default() })
     }
 
-    fn insert_vhost(&mut self, name: &str) -> VhostKey {
+    fn insert_vhost(&mut self, name: &str, description: definitions::Vhost) -> VhostKey {
         let vhost = Vhost {
             name: name.into(),
+            description,
             topology: Topology::new(name),
             queue_count: 0,
             policies: Policies::default(),
@@ -125,8 +127,14 @@ impl Node {
     /// In the order of what needs what: vhosts, policies, exchanges, queues, bindings.
     fn recover(&mut self, now: Now, recovered: Recovered) -> Result<(), Error> {
         let Recovered { keys, mut logs, clean, .. } = recovered;
-        for (_, vhost, _) in of_kind(&keys, VHOST) {
-            self.insert_vhost(vhost);
+        for (_, vhost, value) in of_kind(&keys, VHOST) {
+            // Nothing is said of a vhost that only has its name.
+            let description = if value.is_empty() {
+                definitions::Vhost { name: vhost.into(), ..definitions::Vhost::default() }
+            } else {
+                super::admin::read(value, "vhost")?
+            };
+            self.insert_vhost(vhost, description);
         }
         self.recover_access(&keys)?;
         self.recover_policies(&keys)?;

@@ -246,6 +246,7 @@ impl Node {
         let count = batch.len();
         let cost = super::dispatch::cost(batch, 0, 1, count);
         connection.unwritten += cost as u64;
+        connection.delivered += count as u64;
         let delivery = Delivery {
             link: link_id,
             number: link.next_number,
@@ -259,7 +260,7 @@ impl Node {
         };
         link.next_number += count as u64;
         self.counters.delivered += count as u64;
-        self.direct_replies.push((id, Event::Delivery(delivery)));
+        self.told.push((id, Event::Delivery(delivery)));
     }
 
     pub(super) fn set_window(&mut self, id: ConnectionId, pool: PoolId, window: u32) -> Result<Reply, Error> {

@@ -72,7 +72,7 @@ impl Node {
         }
     }
 
-    pub(super) fn declare_queue(&mut self, now: Now, id: ConnectionId, declare: DeclareQueue) -> Result<Reply, Error> {
+    pub(super) fn declare_queue(&mut self, now: Now, id: ConnectionId, mut declare: DeclareQueue) -> Result<Reply, Error> {
         let (user, vhost_key) = self.who(id)?;
         let name = strip_line_ends(&declare.name);
         // Client libraries declare the address that stands for all to see whether there are any.
@@ -90,6 +90,7 @@ impl Node {
             return Ok(self.queue_facts(now, key, false));
         }
         self.access.authorise(&user, &vhost.name, Action::Configure, Resource::Queue(&name))?;
+        self.say_default_type(vhost_key, existing, &mut declare);
         if let Some(key) = existing {
             self.check_equivalent(id, key, &declare)?;
             return Ok(self.queue_facts(now, key, false));
@@ -97,6 +98,18 @@ impl Node {
         let arguments = self.check_new_queue(&user, vhost_key, &name, &declare)?;
         let key = self.make_queue(now, declare.exclusive.then_some(id), vhost_key, name, declare, arguments);
         Ok(self.queue_facts(now, key, true))
+    }
+
+    /// A declaration that says no type means the vhost's default, if that can be what is declared. A queue that was there
+    /// before the default is of the type that was meant then.
+    fn say_default_type(&self, vhost: VhostKey, existing: Option<QueueKey>, declare: &mut DeclareQueue) {
+        let default = self.vhosts[vhost.0].description.default_queue_type.as_deref().and_then(QueueType::of);
+        let Some(default) = default.filter(|_| declare.arguments.get("x-queue-type").is_none()) else { return };
+        let default = default.default_for(declare.durable, declare.exclusive, declare.auto_delete);
+        let is_meant = existing.is_none_or(|key| self.queues[key.0].arguments.queue_type == default);
+        if is_meant && default != QueueType::Classic && !declare.server_named {
+            declare.arguments.push("x-queue-type", Value::str(default.name()));
+        }
     }
 
     fn queue_facts(&mut self, now: Now, key: QueueKey, created: bool) -> Reply {

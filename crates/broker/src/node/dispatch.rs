@@ -173,6 +173,7 @@ impl Node {
         };
         let connection = self.connections.get_mut(id.slot, id.generation).expect("a taker is connected");
         connection.unwritten += delivery.cost as u64;
+        connection.delivered += count as u64;
         let link = connection.links.get_mut(&link_id).expect("a taker has a link");
         let number = link.next_number;
         if link.auto_settle {

@@ -2,28 +2,29 @@
 
 use super::Effects;
 use super::Node;
-use crate::access::{Action, Resource};
+use crate::access::{Action, Resource, User};
 use crate::error::{Error, Reason};
-use crate::request::{ConnectionId, Event, Now, Outcome, Reply};
+use crate::request::{ConnectionId, Event, Now, Outcome, PoolId, Reply};
 
 impl Node {
     pub(super) fn authenticate(&mut self, id: ConnectionId, user: &str, password: &[u8]) -> Result<Reply, Error> {
         let is_loopback = self.connection(id).client.is_loopback;
-        let result = self.access.login(user, password, is_loopback).map(|user| user.has_tag("impersonator"));
-        self.logged_in(id, user, result)
+        let result = self.access.login(user, password, is_loopback).cloned();
+        self.logged_in(id, result)
     }
 
     pub(super) fn authenticate_as(&mut self, id: ConnectionId, user: &str) -> Result<Reply, Error> {
         let is_loopback = self.connection(id).client.is_loopback;
-        let result = self.access.login_as(user, is_loopback).map(|user| user.has_tag("impersonator"));
-        self.logged_in(id, user, result)
+        let result = self.access.login_as(user, is_loopback).cloned();
+        self.logged_in(id, result)
     }
 
-    fn logged_in(&mut self, id: ConnectionId, user: &str, result: Result<bool, Error>) -> Result<Reply, Error> {
+    fn logged_in(&mut self, id: ConnectionId, result: Result<User, Error>) -> Result<Reply, Error> {
         match result {
-            Ok(impersonator) => {
-                self.connection_mut(id).user = Some(user.into());
-                Ok(Reply::Authenticated { user: user.into(), impersonator })
+            Ok(user) => {
+                self.connection_mut(id).user = Some(user.name.clone());
+                let (impersonator, counted) = (user.has_tag("impersonator"), user.limits.max_channels.is_some());
+                Ok(Reply::Authenticated { user: user.name, impersonator, counted })
             }
             Err(error) => {
                 self.counters.logins_refused += 1;
@@ -51,6 +52,15 @@ impl Node {
             self.access.check_connection_limits(&user, vhost, of_user, of_vhost)?;
         }
         self.connection_mut(id).vhost = Some(key);
+        Ok(Reply::Done { safe_at: None })
+    }
+
+    pub(super) fn open_pool(&mut self, id: ConnectionId, pool: PoolId) -> Result<Reply, Error> {
+        let user = self.connection(id).user.clone().unwrap_or_default();
+        let of_user = self.connections.iter().filter(|(.., other)| other.user.as_deref() == Some(&*user));
+        let count = of_user.map(|(.., other)| other.counted_pools.len()).sum();
+        self.access.check_channel_limit(&user, count)?;
+        self.connection_mut(id).counted_pools.insert(pool);
         Ok(Reply::Done { safe_at: None })
     }
 

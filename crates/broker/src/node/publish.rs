@@ -79,6 +79,7 @@ impl Node {
             Err(error) => return Published { error: Some(error), ..Published::default() },
         };
         self.counters.published += publish.batch.len() as u64;
+        self.connection_mut(id).published += publish.batch.len() as u64;
         if publish.transactional {
             return Published { error: self.note_publish(id, ticket, publish), ..Published::default() };
         }
@@ -221,7 +222,7 @@ impl Node {
 
     fn resolve(&mut self, id: ConnectionId, route: &Route) -> Result<Way, Error> {
         let (user, vhost_key) = self.who(id)?;
-        self.connection_mut(id).publishes = true;
+        self.becomes_publisher(id);
         let vhost = &self.vhosts[vhost_key.0];
         self.access.authorise(&user, &vhost.name, Action::Write, Resource::Exchange(&route.exchange))?;
         if route.exchange.is_empty() && route.routing_key.starts_with(crate::REPLY_ADDRESS) {

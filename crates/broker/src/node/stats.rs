@@ -32,15 +32,33 @@ pub struct Stats {
     pub bindings: usize,
     pub vhosts: usize,
     /// By protocol.
-    pub connections: BTreeMap<&'static str, u64>,
+    pub traffic: BTreeMap<&'static str, Traffic>,
     pub alarms: Vec<&'static str>,
+}
+
+/// What one protocol's connections carry.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Traffic {
+    /// Connections open now.
+    pub connections: u64,
+    pub published: u64,
+    pub delivered: u64,
+}
+
+impl Traffic {
+    pub(super) fn add(&mut self, connection: &super::Connection) {
+        self.published += connection.published;
+        self.delivered += connection.delivered;
+    }
 }
 
 impl Node {
     pub fn stats(&self) -> Stats {
-        let mut connections = BTreeMap::new();
+        let mut traffic = self.past_traffic.clone();
         for (.., connection) in self.connections.iter() {
-            *connections.entry(connection.client.protocol).or_default() += 1;
+            let of_protocol = traffic.entry(connection.client.protocol).or_default();
+            of_protocol.connections += 1;
+            of_protocol.add(connection);
         }
         let (mut ready, mut unsettled) = (0, 0);
         for (.., queue) in self.queues.iter() {
@@ -57,7 +75,7 @@ impl Node {
             exchanges: topologies().map(|t| t.exchanges().count()).sum(),
             bindings: topologies().map(|t| t.bindings().count()).sum(),
             vhosts: self.vhosts.len(),
-            connections,
+            traffic,
             alarms: self.alarms.iter().map(|alarm| alarm.reason()).collect(),
         }
     }

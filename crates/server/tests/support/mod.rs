@@ -215,7 +215,7 @@ impl Owner for FakeNode {
                     self.read_on(effects);
                     Reply::Done { safe_at: None }
                 }
-                Request::Authenticate { user, .. } => Reply::Authenticated { user, impersonator: false },
+                Request::Authenticate { user, .. } => Reply::Authenticated { user, impersonator: false, counted: false },
                 _ => Reply::Skipped,
             });
         }

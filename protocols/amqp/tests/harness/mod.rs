@@ -139,7 +139,8 @@ impl Talk {
         self.send(&start_ok("PLAIN", format!("\0{user}\0{user}").as_bytes(), options));
         assert_eq!(self.asked.pop_front().unwrap(), format!("authenticate {user} {user}"));
         let impersonator = options.contains(&"impersonator");
-        self.reply(Reply::Authenticated { user: user.into(), impersonator });
+        let counted = options.contains(&"counted");
+        self.reply(Reply::Authenticated { user: user.into(), impersonator, counted });
         assert_eq!(self.said().unwrap(), "0 ConnectionTune channel_max=2047 frame_max=131072 heartbeat=60");
         self.client(&format!("0 ConnectionTuneOk channel_max=2047 frame_max={frame_max} heartbeat={heartbeat}"));
         self.client("0 ConnectionOpen virtual_host=/");
@@ -147,6 +148,10 @@ impl Talk {
         self.reply(Reply::Done { safe_at: None });
         assert_eq!(self.said().unwrap(), "0 ConnectionOpenOk known_hosts=");
         self.client("1 ChannelOpen");
+        if counted {
+            assert_eq!(self.asked.pop_front().unwrap(), "open-pool 1");
+            self.reply(Reply::Done { safe_at: None });
+        }
         assert_eq!(self.said().unwrap(), "1 ChannelOpenOk channel_id=");
     }
 
@@ -561,6 +566,7 @@ pub fn describe(request: &Request) -> String {
         Request::SetWindow { pool, window } => format!("set-window {pool} {window}"),
         Request::Commit { ticket } => format!("commit {ticket}"),
         Request::Rollback { ticket } => format!("rollback {ticket}"),
+        Request::OpenPool { pool } => format!("open-pool {pool}"),
         Request::ClosePool { pool } => format!("close-pool {pool}"),
     }
 }
@@ -577,7 +583,7 @@ fn parse_reply(line: &str) -> Reply {
         "settled" => Reply::Settled,
         "skipped" => Reply::Skipped,
         "later" => Reply::Later,
-        "authenticated" => Reply::Authenticated { user: words[0].into(), impersonator: false },
+        "authenticated" => Reply::Authenticated { user: words[0].into(), impersonator: false, counted: false },
         "queue" => Reply::Queue {
             facts: QueueFacts {
                 name: words[0].into(),
@@ -746,7 +752,7 @@ pub fn answer(request: &Request) -> Reply {
         Request::Publish { .. } => Reply::Published(Published::default()),
         Request::Settle { .. } => Reply::Settled,
         Request::Authenticate { user, .. } | Request::AuthenticateAs { user } => {
-            Reply::Authenticated { user: user.clone(), impersonator: false }
+            Reply::Authenticated { user: user.clone(), impersonator: false, counted: false }
         }
         Request::DeclareQueue(declare) => {
             Reply::Queue { facts: QueueFacts { name: declare.name.clone(), messages: 0, consumers: 0 }, safe_at: None }
