@@ -5,7 +5,7 @@ pub mod queue;
 mod term;
 
 pub use consumer::ConsumerArguments;
-pub use queue::{DeadLetterStrategy, DelayedRetry, Overflow, QueueArguments, QueueType};
+pub use queue::{DeadLetterStrategy, DelayedRetry, Durability, Overflow, QueueArguments, QueueType};
 pub use term::term;
 
 use crate::error::{Error, Result};

@@ -369,7 +369,7 @@ impl Node {
         if self.commit.is_empty() {
             return None;
         }
-        let commit = std::mem::replace(&mut self.commit, Commit::new(CommitLevel::Lazy));
+        let commit = std::mem::replace(&mut self.commit, Commit::new(CommitLevel::Interval));
         self.commit_bytes = 0;
         match self.store.commit(commit) {
             Ok(position) => {
@@ -385,15 +385,18 @@ impl Node {
     /// Adds to the commit of this call.
     fn put(&mut self, op: Op, level: CommitLevel) {
         self.commit.ops.push(op);
-        if level == CommitLevel::Sync {
-            self.commit.level = CommitLevel::Sync;
-        }
+        // The most urgent of them decides.
+        self.commit.level = match (self.commit.level, level) {
+            (CommitLevel::Sync, _) | (_, CommitLevel::Sync) => CommitLevel::Sync,
+            (CommitLevel::Lazy, _) | (_, CommitLevel::Lazy) => CommitLevel::Lazy,
+            _ => CommitLevel::Interval,
+        };
     }
 
     /// Makes something empty in a commit of its own, ahead of the one that this call gathers, so that whatever follows may
     /// name it. Alone it means nothing, so the gathered commit stays all or nothing.
     fn put_ahead(&mut self, make: impl FnOnce(&mut Node)) {
-        let gathered = std::mem::replace(&mut self.commit, Commit::new(CommitLevel::Lazy));
+        let gathered = std::mem::replace(&mut self.commit, Commit::new(CommitLevel::Interval));
         let bytes = std::mem::take(&mut self.commit_bytes);
         make(self);
         self.commit.level = CommitLevel::Lazy;

@@ -179,6 +179,7 @@ fn merge(first: &QueueArguments, second: &QueueArguments, modes: Prefer) -> Queu
         delivery_limit: lower_limit(first.delivery_limit, second.delivery_limit),
         max_retries: lower(first.max_retries, second.max_retries),
         consumer_timeout_ms: lower(first.consumer_timeout_ms, second.consumer_timeout_ms),
+        durability: mode(&first.durability, &second.durability, modes),
         delayed_retry: mode(&first.delayed_retry, &second.delayed_retry, modes),
         delayed_retry_min_ms: lower(first.delayed_retry_min_ms, second.delayed_retry_min_ms),
         delayed_retry_max_ms: lower(first.delayed_retry_max_ms, second.delayed_retry_max_ms),
@@ -219,6 +220,7 @@ pub fn validate(definition: &Table) -> Result<Vec<Box<str>>> {
                 value.as_integer().is_some_and(|number| number >= 1)
             }
             ("delivery-limit", value) => value.as_integer().is_some(),
+            ("durability", value) => matches!(value.as_str(), Some("fsync" | "interval" | "os")),
             (key, _) => {
                 ignored.push(key.into());
                 true

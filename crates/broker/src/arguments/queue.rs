@@ -28,6 +28,7 @@ pub struct QueueArguments {
     /// How often a delivered message may come back at all.
     pub max_retries: Option<u32>,
     pub consumer_timeout_ms: Option<u64>,
+    pub durability: Option<Durability>,
     pub deduplication: Option<Deduplication>,
     pub delayed_retry: Option<DelayedRetry>,
     pub delayed_retry_min_ms: Option<u64>,
@@ -50,6 +51,18 @@ pub enum Overflow {
     RejectPublish,
     /// Refused, and dead-lettered too.
     RejectPublishDlx,
+}
+
+/// What a durable queue's confirm waits for. It changes when the answer goes, never what is written. The weakest first.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug)]
+pub enum Durability {
+    /// For nothing: the message is handed to the journal, which is in no hurry with it (100 ms).
+    Os,
+    /// For nothing either, but it is on disk after 20 ms.
+    Interval,
+    /// For the disk.
+    #[default]
+    Fsync,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -87,7 +100,7 @@ enum Takes {
 }
 
 /// In the order in which they are checked. The type comes before all others, since it decides which of them count.
-pub static ARGUMENTS: [Argument; 34] = [
+pub static ARGUMENTS: [Argument; 35] = [
     Argument {
         name: "x-expires",
         doc: "Milliseconds without use after which the queue deletes itself.",
@@ -190,6 +203,19 @@ pub static ARGUMENTS: [Argument; 34] = [
         takes: Takes::Both,
         check: |value, _| not_negative(value).map(|_| ()),
         set: |queue, value| queue.consumer_timeout_ms = unsigned(value).filter(|ms| *ms > 0),
+    },
+    Argument {
+        name: "x-durability",
+        doc: "When a publisher hears that its message is safe: `fsync`, `interval` or `os`.",
+        takes: Takes::Both,
+        check: |value, _| one_of(value, &["fsync", "interval", "os"], "unknown_durability"),
+        set: |queue, value| {
+            queue.durability = match value.as_str() {
+                Some("interval") => Some(Durability::Interval),
+                Some("os") => Some(Durability::Os),
+                _ => Some(Durability::Fsync),
+            }
+        },
     },
     ignored("x-consumer-disconnected-timeout", Takes::Quorum, |value, _| not_negative(value).map(|_| ())),
     ignored("x-queue-type", Takes::Both, |value, _| queue_type(value).map(|_| ())),
@@ -591,6 +617,36 @@ mod tests {
         assert_eq!(parse(&[QUORUM(), ("x-delivery-limit", Value::I32(-1))]).expect("fine").delivery_limit(), None);
         assert_eq!(parse(&[]).expect("fine").delivery_limit(), None);
         assert_eq!(parse(&[("x-consumer-timeout", Value::I32(0))]).expect("fine").consumer_timeout_ms, None);
+    }
+
+    #[test]
+    fn returned_messages_wait_longer_each_time() {
+        let waits = |kind: &str, failed, deliveries| {
+            let arguments = [
+                QUORUM(),
+                ("x-delayed-retry-type", Value::str(kind)),
+                ("x-delayed-retry-min", Value::I32(100)),
+                ("x-delayed-retry-max", Value::I32(250)),
+            ];
+            parse(&arguments).expect("fine").retry_delay_ms(failed, deliveries)
+        };
+        assert_eq!([1, 2, 3, u32::MAX].map(|n| waits("all", true, n)), [100, 200, 250, 250]);
+        assert_eq!([true, false].map(|failed| waits("failed", failed, 1)), [100, 0]);
+        assert_eq!([true, false].map(|failed| waits("returned", failed, 1)), [0, 100]);
+        assert_eq!(waits("disabled", true, 1), 0);
+        assert_eq!(parse(&[QUORUM(), ("x-delayed-retry-min", Value::I32(100))]).expect("fine").retry_delay_ms(true, 1), 0);
+    }
+
+    #[test]
+    fn at_least_once_needs_a_queue_that_refuses() {
+        let dead = ("x-dead-letter-exchange", Value::str("dlx"));
+        let strategy = ("x-dead-letter-strategy", Value::str("at-least-once"));
+        let refuses = ("x-overflow", Value::str("reject-publish"));
+        let keeps = |entries: &[(&str, Value)]| parse(entries).expect("fine").dead_letters_at_least_once();
+        assert!(keeps(&[QUORUM(), dead.clone(), strategy.clone(), refuses.clone()]));
+        assert!(!keeps(&[QUORUM(), dead.clone(), strategy.clone()]));
+        assert!(!keeps(&[QUORUM(), dead, refuses.clone()]));
+        assert!(!keeps(&[QUORUM(), strategy, refuses]));
     }
 
     #[test]

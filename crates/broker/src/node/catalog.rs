@@ -75,7 +75,7 @@ impl Node {
             timers: BTreeSet::new(),
             alarms: BTreeSet::new(),
             version: 0,
-            commit: Commit::new(CommitLevel::Lazy),
+            commit: Commit::new(CommitLevel::Interval),
             commit_bytes: 0,
             last_commit: None,
             dirty: Vec::new(),

@@ -35,7 +35,7 @@ impl Node {
                 break;
             }
             let Some((at, run)) = self.front(key) else { break };
-            let takers = self.takers(key, average_size(&run), effects);
+            let takers = self.takers(key, average_size(&run), Some(effects));
             if takers.is_empty() {
                 break;
             }
@@ -68,7 +68,7 @@ impl Node {
     }
 
     /// The consumers whose turn it may be: those of the highest priority among which one has credit.
-    fn takers(&mut self, key: QueueKey, size: u64, effects: &mut Effects) -> SmallVec<[Taker; 8]> {
+    fn takers(&mut self, key: QueueKey, size: u64, mut effects: Option<&mut Effects>) -> SmallVec<[Taker; 8]> {
         let queue = &self.queues[key.0];
         let mut takers: SmallVec<[Taker; 8]> = SmallVec::new();
         let mut priority = i64::MAX;
@@ -89,7 +89,7 @@ impl Node {
                 continue;
             }
             if connection.unwritten >= limits::OUTBOX_BYTES_MAX {
-                if !connection.starved {
+                if let Some(effects) = effects.as_deref_mut().filter(|_| !connection.starved) {
                     connection.starved = true;
                     effects.starved.push(id);
                 }
@@ -103,7 +103,7 @@ impl Node {
 
     /// How many messages the queue's consumers could take now.
     pub(super) fn credit_of(&mut self, key: QueueKey) -> u64 {
-        let takers = self.takers(key, 1, &mut Effects::default());
+        let takers = self.takers(key, 1, None);
         takers.iter().map(|taker| taker.credit as u64).sum()
     }
 

@@ -2,7 +2,7 @@
 
 use super::{Node, THIS_COMMIT};
 use crate::access::{Action, Resource};
-use crate::arguments::Overflow;
+use crate::arguments::{Durability, Overflow};
 use crate::error::{Error, Reason};
 use crate::limits;
 use crate::message::{Facts, HEADERS, Origin, Properties};
@@ -259,23 +259,43 @@ impl Node {
     pub(super) fn enqueue(&mut self, now: Now, targets: &[QueueKey], incoming: Incoming, published: &mut Published) {
         let mut to: SmallVec<[(LogId, Offset); 2]> = SmallVec::new();
         let mut settled: SmallVec<[(LogId, Run); 2]> = SmallVec::new();
+        // A confirm waits for the strongest level among its durable targets.
+        let mut durability = Durability::Os;
         for &key in targets {
             let refused = self.refused_by(now, key, &incoming, published);
             if refused.len() == incoming.batch.len() as usize {
                 continue;
             }
+            let queue = &self.queues[key.0];
+            if queue.durable {
+                durability = durability.max(queue.effective.durability.unwrap_or_default());
+            }
             self.place(key, &incoming, &refused, &mut to, &mut settled);
-            published.slow_down |= self.queues[key.0].levels.iter().any(|level| level.hot_bytes() >= limits::SLOW_DOWN_BYTES);
+            published.slow_down |= self.is_ahead_of_sockets(key);
         }
         if !to.is_empty() {
-            let level = if incoming.confirm { CommitLevel::Sync } else { CommitLevel::Lazy };
+            let level = match durability {
+                Durability::Fsync if incoming.confirm => CommitLevel::Sync,
+                Durability::Fsync | Durability::Interval => CommitLevel::Lazy,
+                Durability::Os => CommitLevel::Interval,
+            };
             self.commit_bytes += incoming.batch.size();
             self.put(Op::Append { batch: incoming.batch.clone(), to }, level);
             for (log, run) in settled {
                 self.put(Op::Settle { log, run }, CommitLevel::Lazy);
             }
-            published.safe_at = Some(THIS_COMMIT);
+            published.safe_at = (durability == Durability::Fsync).then_some(THIS_COMMIT);
         }
+    }
+
+    /// Much is ready in memory, and consumers would take it if their sockets did: a little patience saves it the way to disk.
+    fn is_ahead_of_sockets(&self, key: QueueKey) -> bool {
+        let queue = &self.queues[key.0];
+        queue.levels.iter().any(|level| level.hot_bytes() >= limits::SLOW_DOWN_BYTES)
+            && queue.served().iter().any(|consumer| {
+                let id = consumer.connection;
+                self.connections.get(id.slot, id.generation).is_some_and(|connection| connection.starved)
+            })
     }
 
     /// Appends to one queue's log. Records that it refused keep their offsets, settled at once: the batch is shared.

@@ -74,7 +74,6 @@ impl Node {
             self.leave_held(&held, DeathReason::DeliveryLimit);
             return;
         }
-        let counts = limits.max_retries.is_some() || limits.delivery_limit().is_some();
         let wait_ms = limits.retry_delay_ms(failed, deliveries);
         for i in 0..held.count {
             let (offset, index) = (held.offset + (i * held.stride) as u64, held.first + i * held.stride);
@@ -84,7 +83,8 @@ impl Node {
             } else {
                 self.ready_again(key, held.log, offset, message);
             }
-            if counts && held.durable {
+            // A restart knows then that it was delivered before, and how often.
+            if held.durable {
                 self.put(Op::Count { log: held.log, offset, deliveries: failures.max(deliveries) }, CommitLevel::Lazy);
             }
         }

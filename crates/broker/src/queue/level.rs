@@ -206,9 +206,11 @@ impl Level {
             if self.cursor < self.suspect_until {
                 redelivered = true;
                 end = end.min(self.suspect_until);
+            }
+            if !self.counts.is_empty() {
                 if let Some((&counted, &count)) = self.counts.range(self.cursor..).next() {
                     if counted == self.cursor {
-                        (deliveries, end) = (count, self.cursor + 1);
+                        (redelivered, deliveries, end) = (true, count, self.cursor + 1);
                     } else {
                         end = end.min(counted);
                     }
