@@ -3,5 +3,5 @@
 mod broker;
 mod tier;
 
-pub use broker::{Braid, release_binary, workspace};
+pub use broker::{Braid, release_binary, target, workspace};
 pub use tier::Tier;
