@@ -4,11 +4,12 @@
 here=$(cd "$(dirname "$0")" && pwd)
 uri=${1:-${BRAID_AMQP_URI:?usage: java.sh URI}}
 uri=${uri%/} # "amqp://host:port/" would be the vhost with the empty name
-"$here/../java/run.sh" --build || exit 1
+suite=${JAVA_SUITE:-$here/../java}
+"$suite/run.sh" --build || exit 1
 failed=0
 for tutorial in hello=Hello work_queue=WorkQueues publish_subscribe=PublishSubscribe routing=Routing topics=Topics rpc=Rpc \
   confirms=Confirms; do
-  java -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -cp "$here/../java/target/lib/*" "$here/java/${tutorial#*=}.java" "$uri" \
+  java -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -cp "$suite/target/lib/*" "$here/java/${tutorial#*=}.java" "$uri" \
     || { echo "not ok java ${tutorial%%=*}"; failed=1; }
 done
 exit $failed

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Runs the six tutorial programs of one language against a broker.
-# usage: run.sh URI python|node|go|java|rust     PYTHON=... chooses the interpreter (one that has pika)
+# usage: run.sh URI python|node|go|java|rust
+# PYTHON: the interpreter (one that has pika). AMQPLIB, JAVA_SUITE: copies of ../amqplib and ../java that are built already.
 set -eu
 uri=${1:?usage: run.sh URI python|node|go|java|rust}
 lang=${2:?usage: run.sh URI python|node|go|java|rust}
@@ -9,7 +10,7 @@ case $lang in
 java | rust) exec "./$lang.sh" "$uri" ;;
 python) run() { "${PYTHON:-python3}" python/tutorials.py "$uri" "$1"; } ;;
 node)
-    [ -d ../amqplib/node_modules ] || (cd ../amqplib && npm ci >&2)
+    [ -d "${AMQPLIB:-../amqplib}/node_modules" ] || (cd ../amqplib && npm ci >&2)
     run() { node node/tutorials.js "$uri" "$1"; }
     ;;
 go)

@@ -12,7 +12,12 @@ pub fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the workspace")
 }
 
-/// Builds the binary as it is shipped, once a test run; `BRAID_BINARY` names one that is built already.
+/// Where cargo builds.
+pub fn target() -> PathBuf {
+    workspace().join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
+}
+
+/// Builds the binary as it is shipped, once a test run. `BRAID_BINARY` names one that is built already.
 pub fn release_binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
@@ -22,8 +27,7 @@ pub fn release_binary() -> &'static Path {
         let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
         let built = Command::new(cargo).args(["build", "--release", "-p", "server"]).current_dir(workspace()).status();
         assert!(built.expect("cargo runs").success(), "the release binary does not build");
-        let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from);
-        target.join("release/braid")
+        target().join("release/braid")
     })
 }
 

@@ -4,5 +4,5 @@ mod broker;
 mod tier;
 pub mod wire;
 
-pub use broker::{Braid, release_binary, workspace};
+pub use broker::{Braid, release_binary, target, workspace};
 pub use tier::Tier;

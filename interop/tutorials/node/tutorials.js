@@ -1,11 +1,11 @@
 // The six classic tutorial programs, each in one self-checking run. usage: tutorials.js URI NAME
-// amqplib is found in ../../amqplib/node_modules.
+// amqplib is found in node_modules of $AMQPLIB, or of ../../amqplib.
 'use strict';
 
 const { deepStrictEqual: same } = require('node:assert');
 const { createRequire } = require('node:module');
 const path = require('node:path');
-const amqp = createRequire(path.join(__dirname, '../../amqplib/run.js'))('amqplib');
+const amqp = createRequire(path.join(process.env.AMQPLIB || path.join(__dirname, '../../amqplib'), 'run.js'))('amqplib');
 
 const [uri, name] = process.argv.slice(2);
 const run = Math.random().toString(36).slice(2, 10);

@@ -214,10 +214,13 @@ mod tests {
 
     #[test]
     fn a_reply_text_names_its_code_and_is_cut_between_characters() {
-        let refusal = Refusal::precondition("é".repeat(200));
-        let text = refusal.reply_text();
-        assert!(text.starts_with("PRECONDITION_FAILED - é"));
-        assert_eq!(text.len(), 254, "22 bytes, then two for each character");
+        for (more, length) in [("", 255), ("+", 254)] {
+            let text = Refusal::precondition(format!("{more}{}", "é".repeat(200))).reply_text();
+            assert!(text.starts_with(&format!("PRECONDITION_FAILED - {more}é")) && text.ends_with("é..."), "{text}");
+            assert_eq!(text.len(), length, "22 bytes, then two for each character, then the dots");
+        }
+        let just_fits = Refusal::precondition("e".repeat(255 - 22)).reply_text();
+        assert!(just_fits.len() == 255 && just_fits.ends_with('e'));
     }
 
     #[test]

@@ -620,6 +620,36 @@ mod tests {
     }
 
     #[test]
+    fn returned_messages_wait_longer_each_time() {
+        let waits = |kind: &str, failed, deliveries| {
+            let arguments = [
+                QUORUM(),
+                ("x-delayed-retry-type", Value::str(kind)),
+                ("x-delayed-retry-min", Value::I32(100)),
+                ("x-delayed-retry-max", Value::I32(250)),
+            ];
+            parse(&arguments).expect("fine").retry_delay_ms(failed, deliveries)
+        };
+        assert_eq!([1, 2, 3, u32::MAX].map(|n| waits("all", true, n)), [100, 200, 250, 250]);
+        assert_eq!([true, false].map(|failed| waits("failed", failed, 1)), [100, 0]);
+        assert_eq!([true, false].map(|failed| waits("returned", failed, 1)), [0, 100]);
+        assert_eq!(waits("disabled", true, 1), 0);
+        assert_eq!(parse(&[QUORUM(), ("x-delayed-retry-min", Value::I32(100))]).expect("fine").retry_delay_ms(true, 1), 0);
+    }
+
+    #[test]
+    fn at_least_once_needs_a_queue_that_refuses() {
+        let dead = ("x-dead-letter-exchange", Value::str("dlx"));
+        let strategy = ("x-dead-letter-strategy", Value::str("at-least-once"));
+        let refuses = ("x-overflow", Value::str("reject-publish"));
+        let keeps = |entries: &[(&str, Value)]| parse(entries).expect("fine").dead_letters_at_least_once();
+        assert!(keeps(&[QUORUM(), dead.clone(), strategy.clone(), refuses.clone()]));
+        assert!(!keeps(&[QUORUM(), dead.clone(), strategy.clone()]));
+        assert!(!keeps(&[QUORUM(), dead, refuses.clone()]));
+        assert!(!keeps(&[QUORUM(), strategy, refuses]));
+    }
+
+    #[test]
     fn redeclaring_compares_what_the_type_knows() {
         let check = |existing: &[(&str, Value)], received: &[(&str, Value)]| {
             QueueArguments::equivalent("/", "q", &table(existing), &table(received)).map_err(|e| e.text)
