@@ -425,7 +425,8 @@ impl Life {
                 }
             }
         }
-        self.commit(if self.random.one_in(2) { Level::Sync } else { Level::Lazy }, ops)
+        let level = if self.random.one_in(2) { Level::Sync } else { Level::Lazy };
+        self.commit(level, ops)
     }
 
     /// Append there, settle here, and a key that says so: all or nothing.
