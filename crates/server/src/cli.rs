@@ -27,7 +27,7 @@ pub struct Flags {
     pub given: Given,
 }
 
-/// Where the broker to talk to lives.
+// Where the broker to talk to lives. Not a doc comment: clap would show it as the subcommand's own.
 #[derive(clap::Args, Clone, Debug, Default)]
 pub struct Place {
     #[arg(long, global = true, value_name = "FILE")]
@@ -55,6 +55,7 @@ pub enum Command {
         #[command(flatten)]
         place: Place,
     },
+    /// Virtual hosts
     Vhost {
         #[command(subcommand)]
         verb: VhostVerb,
