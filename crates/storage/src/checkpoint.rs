@@ -31,6 +31,7 @@ use crate::store::Store;
 use std::collections::BTreeSet;
 use std::io::IoSlice;
 use std::mem::take;
+use std::path::Path;
 use std::sync::Arc;
 
 /// Owned by whoever writes segments. Locked before the writer and the state, never after.
@@ -309,6 +310,33 @@ impl Store {
         self.free(record.cut, record.first_file, waiting.doomed)?;
         if let Some(old) = waiting.old_snapshot {
             snapshot::remove(&*self.disk, &self.settings.dir, old);
+        }
+        if waiting.is_first { self.remove_orphans(ck) } else { Ok(()) }
+    }
+
+    /// What earlier starts left, and no checkpoint names: only now is it certain that nobody will ask for it. Where something
+    /// was damaged it may be all that is left, and stays.
+    fn remove_orphans(&self, ck: &Checkpointer) -> Result<(), Error> {
+        let listed: BTreeSet<String> = {
+            let state = self.lock();
+            if state.stats.damage > 0 {
+                return Ok(());
+            }
+            state.logs.values().flat_map(|l| l.all_segments()).filter(|s| !s.0.volatile).map(|s| s.0.name()).collect()
+        };
+        self.remove_files(self.files.dir(false), |name| name.ends_with(".log") && !listed.contains(name))?;
+        let dir = &self.settings.dir;
+        let names = self.disk.list(dir).map_err(|e| Error::io("list", dir, e))?;
+        let old = names.iter().filter_map(|n| snapshot::number_of(n)).filter(|n| *n != ck.snapshot.number);
+        old.for_each(|number| snapshot::remove(&*self.disk, dir, number));
+        Ok(())
+    }
+
+    pub(crate) fn remove_files(&self, dir: &Path, which: impl Fn(&str) -> bool) -> Result<(), Error> {
+        let names = self.disk.list(dir).map_err(|e| Error::io("list", dir, e))?;
+        for name in names.into_iter().filter(|name| which(name)) {
+            let path = dir.join(name);
+            self.disk.remove(&path).map_err(|e| Error::io("remove", &path, e))?;
         }
         Ok(())
     }

@@ -19,6 +19,7 @@ const BATCH_HEAD: usize = 21;
 
 const COMMIT: u8 = 1;
 const CHECKPOINT: u8 = 2;
+const START: u8 = 3;
 const FIRST_OF_GROUP: u8 = 1;
 const LAST_OF_GROUP: u8 = 2;
 
@@ -100,6 +101,38 @@ impl Checkpoint {
         };
         fields.end()?;
         Some(checkpoint)
+    }
+}
+
+/// A start that goes on from the journal of the lives before it, instead of writing a checkpoint first. It is the first frame
+/// of a file, and says where the life before it ended: what stands there beyond that was torn.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Start {
+    pub incarnation: u64,
+    pub group: u64,
+    pub position: u64,
+    /// As in [`Checkpoint`].
+    pub next_log: u64,
+}
+
+const START_BYTES: usize = 4 * 8;
+
+impl Start {
+    fn encode(&self) -> [u8; START_BYTES] {
+        let mut bytes = [0; START_BYTES];
+        let numbers = [self.incarnation, self.group, self.position, self.next_log];
+        for (place, number) in bytes.chunks_exact_mut(8).zip(numbers) {
+            place.copy_from_slice(&number.to_be_bytes());
+        }
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Start> {
+        let mut fields = Fields(bytes);
+        let start =
+            Start { incarnation: fields.u64()?, group: fields.u64()?, position: fields.u64()?, next_log: fields.u64()? };
+        fields.end()?;
+        Some(start)
     }
 }
 
@@ -198,6 +231,11 @@ impl Backlog {
     pub fn checkpoint(&mut self, checkpoint: &Checkpoint) {
         self.meta.extend_from_slice(&checkpoint.encode());
         self.close_frame(CHECKPOINT);
+    }
+
+    pub fn start(&mut self, start: &Start) {
+        self.meta.extend_from_slice(&start.encode());
+        self.close_frame(START);
     }
 
     fn close_frame(&mut self, kind: u8) {
@@ -305,6 +343,7 @@ pub(crate) struct Frame {
 pub(crate) enum Content {
     Commit(Vec<FrameOp>),
     Checkpoint(Checkpoint),
+    Start(Start),
 }
 
 #[derive(Debug)]
@@ -331,6 +370,11 @@ pub(crate) fn peek(bytes: &[u8]) -> Option<FrameHead> {
     })
 }
 
+/// Whether a start seems to stand there.
+pub(crate) fn is_start(bytes: &[u8]) -> bool {
+    bytes.get(..4) == Some(&MAGIC) && bytes.get(12) == Some(&START)
+}
+
 /// The frame at the start of `bytes`, if there is a whole one: head, operations and every batch check out.
 pub(crate) fn parse(bytes: &[u8]) -> Option<Frame> {
     let head = peek(bytes)?;
@@ -348,6 +392,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Option<Frame> {
     let content = match kind {
         COMMIT => Content::Commit(parse_commit(meta, &bytes[meta_end..length])?),
         CHECKPOINT => Content::Checkpoint(Checkpoint::decode(meta)?),
+        START => Content::Start(Start::decode(meta)?),
         _ => return None,
     };
     Some(Frame { head, bytes: length, content })

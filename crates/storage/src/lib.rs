@@ -31,12 +31,14 @@
 //! journal file: groups at multiples of 4096; a group is frames back to back, zeros up to the next multiple
 //!
 //! frame     0 magic "BRJ1"   4 crc u32, of 8 .. 48 + m      8 bytes u32, of the frame, a multiple of 8
-//!          12 kind u8 (1 commit, 2 checkpoint)  13 flags u8 (1 first, 2 last of its group)  14 zero u16
+//!          12 kind u8 (1 commit, 2 checkpoint, 3 start)  13 flags u8 (1 first, 2 last of its group)  14 zero u16
 //!          16 incarnation u64   24 group u64   32 position u64   40 epoch u32   44 m u32
 //!          48 m bytes: count, { batch size u32, batch crc u32 }, then operations:
 //!                1 append: count, { log, base offset, volatile offsets directly before it }   the next batch of the list
 //!                2 settle: log, first, count, stride    3 count: log, offset, deliveries      4 trim: log, before
 //!                5 create: log    6 drop: log           7 put: key, value                     8 delete: key
+//!             of a start instead: the incarnation u64, group u64 and position u64 that it goes on from, next log u64; it
+//!             stands at 0 and at 4096 of the first file of its life
 //!          48 + m the batches in order, each without its first 21 bytes (those differ per log)
 //!
 //! log entry      log, as of, next, first, durable end, count { gap, length } settled, count { offset, deliveries },
@@ -55,7 +57,9 @@
 //! 6. A journal file or segment is freed only when the checkpoint that makes it unnecessary is durable.
 //! 7. Offsets rise and are never reused. Every gap is explained: by a settled range, or by the append behind it.
 //! 8. What cannot be read is reported and kept; it is neither taken for absent nor delivered.
-//! 9. Driven from one thread everything is deterministic: no threads in here, no order taken from a hash map.
+//! 9. Every start begins with a checkpoint, or says in two frames from where in the journal it goes on: then the checkpoint
+//!    comes later, and nobody waits until all that was recovered is written once more.
+//! 10. Driven from one thread everything is deterministic: no threads in here, no order taken from a hash map.
 
 pub mod batch;
 mod checkpoint;

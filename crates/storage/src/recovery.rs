@@ -6,15 +6,15 @@
 //! proves that everything before it had been durable. Then the file is kept, the commits behind the hole are applied, and the
 //! damage is reported.
 //!
-//! Nothing that counts is changed before a new checkpoint, written with the same steps as any other, is durable: a power
-//! loss at any place in here finds the directory as it was.
+//! Nothing that counts is changed before a new checkpoint, written with the same steps as any other, is durable, or the
+//! frames of a start that goes on without one: a power loss at any place in here finds the directory as it was.
 
 use crate::batch::Batch;
 use crate::checkpoint::Checkpointer;
 use crate::commit::{Level, LogId, Op, Position};
 use crate::disk::Disk;
 use crate::error::{Damage, Error, SYNC, SYNC_DIR};
-use crate::frame::{self, Checkpoint, Content, Frame, FrameHead, FrameOp, Target};
+use crate::frame::{self, Checkpoint, Content, Frame, FrameHead, FrameOp, Start, Target};
 use crate::journal::Writer;
 use crate::limits;
 use crate::planted::{self, Bug};
@@ -160,7 +160,8 @@ fn find_checkpoint(
             if let Content::Checkpoint(record) = frame.content {
                 // A record in a group that was torn before it may know of commits that are lost.
                 let whole = record.cut + 1 >= last.2 || record.cut + 1 == record.synced;
-                if whole && best.is_none_or(|b| b.number < record.number) {
+                // A checkpoint that never came to the root file is made once more by the next start, over the same bytes.
+                if whole && best.is_none_or(|b| (b.epoch, b.number) < (record.epoch, record.number)) {
                     best = Some(record);
                 }
             }
@@ -279,6 +280,7 @@ impl Recovery {
             _ => self.replay()?,
         }
         self.settle_what_was_volatile();
+        self.store.epoch = self.base.epoch.max(self.last.epoch) + 1;
         let recovered = self.recovered(node_id);
         self.begin()?;
         Ok((Arc::new(self.store), recovered))
@@ -330,16 +332,57 @@ impl Recovery {
         if walk.idle_files < 2 {
             return false;
         }
-        let mut head = [0; frame::HEAD_BYTES];
+        let mut head = [0; START_PLACES[1] + frame::HEAD_BYTES];
         let read = self.store.disk.open(&self.store.journal_path(number)).and_then(|file| file.read_at(&mut head, 0));
         read.is_ok()
+            && !START_PLACES.iter().any(|place| frame::is_start(&head[*place..]))
             && frame::peek(&head).is_none_or(|head| head.incarnation != self.last.incarnation || head.group <= self.last.group)
+    }
+
+    /// A file may begin with a start that went on from where we are; it stands there twice. Answers how far it reaches.
+    fn walk_start(&mut self, bytes: &[u8], walk: &mut Walk) -> Result<usize, Error> {
+        for place in START_PLACES {
+            let at = bytes.get(place..).filter(|at| frame::is_start(at));
+            if let Some(frame) = at.and_then(frame::parse)
+                && let Some(end) = self.go_on_from(frame, walk)?
+            {
+                if place > 0 {
+                    let path = self.store.journal_path(walk.file);
+                    self.store.kept.insert(walk.file);
+                    self.damage_at(path, 0, None, "one of two copies of a start is unreadable".into());
+                }
+                return Ok(place + end);
+            }
+        }
+        Ok(0)
+    }
+
+    fn go_on_from(&mut self, frame: Frame, walk: &mut Walk) -> Result<Option<usize>, Error> {
+        let Content::Start(before) = frame.content else { return Ok(None) };
+        // In its own life it is a frame like any other; and it may be of a time that is over.
+        if frame.head.incarnation == self.last.incarnation || before.incarnation != self.last.incarnation {
+            return Ok(None);
+        }
+        let (end, begin) = (frame.bytes, self.last.position);
+        let mut waiting = std::mem::take(&mut walk.waiting);
+        let hole = walk.hole.take();
+        if begin < before.position {
+            // The last life had these, and made sure that they stay.
+            let (file, at) = hole.unwrap_or((walk.file, 0));
+            let what = format!("commits {} to {} cannot all be read", begin + 1, before.position);
+            self.store.kept.insert(file);
+            self.damage_at(self.store.journal_path(file), at, None, what);
+            waiting.retain(|frame| frame.head.position <= before.position);
+            waiting.into_iter().try_for_each(|frame| self.accept(frame))?;
+        }
+        self.accept(frame)?;
+        Ok(Some(end))
     }
 
     /// Applies the frames of one file. A place where none stands leaves what follows it in `walk` until it is known whether
     /// that is a torn tail or damage.
     fn walk_file(&mut self, bytes: &[u8], walk: &mut Walk) -> Result<(), Error> {
-        let mut at = 0;
+        let mut at = self.walk_start(bytes, walk)?;
         while at < bytes.len() {
             let expected = at;
             let last = self.last;
@@ -403,7 +446,15 @@ impl Recovery {
         if let Some(file) = self.old_files.last_mut() {
             file.last_position = frame.head.position;
         }
-        let Content::Commit(ops) = frame.content else { return Ok(()) };
+        let ops = match frame.content {
+            Content::Commit(ops) => ops,
+            Content::Checkpoint(_) => return Ok(()),
+            Content::Start(start) => {
+                let mut state = self.store.lock();
+                state.next_log = state.next_log.max(start.next_log);
+                return Ok(());
+            }
+        };
         if frame.head.position <= self.base.cut {
             return Ok(());
         }
@@ -539,10 +590,15 @@ impl Recovery {
         }
     }
 
-    /// A new journal file, an incarnation of its own, a first checkpoint: from here on the old files are history.
+    /// A new journal file, an incarnation of its own, and a first checkpoint: from here on the old files are history. Where
+    /// much would have to be written for that, the start goes on from the old files instead.
     fn begin(&mut self) -> Result<(), Error> {
-        let store = &self.store;
         let number = self.journal.last().copied().unwrap_or(0).max(self.base.first_file) + 1;
+        let goes_on = self.goes_on();
+        if goes_on {
+            self.sync_last_group()?;
+        }
+        let store = &self.store;
         let file = store.new_journal_file(number, false)?;
         let (position, group) = (self.last.position.max(self.base.synced), self.last.group + 2);
         let incarnation = mix(store.settings.entropy ^ mix(store.epoch as u64 ^ number << 32));
@@ -562,46 +618,63 @@ impl Recovery {
         store.durable.store(position, Ordering::Release);
         *store.writer.lock().expect("nobody else is here yet") =
             Writer::new(file, store.journal_path(number), incarnation, group, position);
-        {
-            let mut ck = store.checkpointer.lock().expect("nobody else is here yet");
-            ck.incarnation = incarnation;
-        }
-        self.remove_orphans(true)?;
-        self.store.first_checkpoint()?;
-        self.remove_orphans(false)
+        store.checkpointer.lock().expect("nobody else is here yet").incarnation = incarnation;
+        store.remove_files(store.files.dir(true), |_| true)?;
+        store.remove_files(&store.journal_dir, |name| name.ends_with(".new"))?;
+        if goes_on { self.write_start() } else { store.first_checkpoint() }
     }
 
-    /// Files that no checkpoint names: spilled ones before, the others after the new checkpoint is durable. Where something
-    /// was damaged they may be what is left of it, and stay.
-    fn remove_orphans(&self, spilled: bool) -> Result<(), Error> {
-        let store = &self.store;
-        let dir = store.files.dir(spilled);
-        let listed: BTreeSet<String> = {
-            let state = store.lock();
-            state.logs.values().flat_map(|l| l.all_segments()).filter(|s| !s.0.volatile).map(|s| s.0.name()).collect()
+    /// Whether a first checkpoint would make everybody wait for the disk. It can come later if the journal has room until
+    /// then and all of it can be read.
+    fn goes_on(&self) -> bool {
+        let settings = &self.store.settings;
+        let has_spilled = !self.store.checkpointer.lock().expect("nobody else is here yet").unsynced.is_empty();
+        let state = self.store.lock();
+        let needed = self.old_files.iter().filter(|file| file.last_position > 0).count() as u64;
+        let used = (needed + 1) * settings.journal_file_bytes;
+        (has_spilled || state.tail_bytes > settings.tail_bytes_max)
+            && used <= settings.journal_bytes_max / 8 * 5
+            && self.base.file_bytes == settings.journal_file_bytes
+            && self.last.position > self.base.synced
+            && self.damage.is_empty()
+            && !state.checkpoint_full
+    }
+
+    /// After a mere kill the last group may be known to the page cache alone; all before it was synced.
+    fn sync_last_group(&self) -> Result<(), Error> {
+        let file = self.old_files.iter().rev().find(|file| file.last_position > 0);
+        let path = self.store.journal_path(file.map_or(self.base.first_file, |file| file.number));
+        let synced = self.store.disk.open(&path).and_then(|file| file.sync_data());
+        synced.map_err(|e| Error::io(SYNC, &path, e))
+    }
+
+    /// In place of a first checkpoint: whoever recovers next finds his way from the last life's files to this one's.
+    fn write_start(&self) -> Result<(), Error> {
+        let FrameHead { incarnation, group, position, .. } = self.last;
+        let next_log = {
+            let mut state = self.store.lock();
+            state.log_numbers_end = state.next_log + limits::LOG_NUMBERS_AHEAD;
+            state.log_numbers_end
         };
-        let removable = |name: &String| spilled || !listed.contains(name) && name.ends_with(".log");
-        if !spilled && !self.damage.is_empty() {
-            return Ok(());
-        }
-        let names = store.disk.list(dir).map_err(|e| Error::io("list", dir, e))?;
-        for name in names.into_iter().filter(removable) {
-            let path = dir.join(name);
-            store.disk.remove(&path).map_err(|e| Error::io("remove", &path, e))?;
-        }
-        if !spilled {
-            let dir = &store.settings.dir;
-            let current = store.checkpointer.lock().expect("nobody else is here yet").snapshot.number;
-            let names = store.disk.list(dir).map_err(|e| Error::io("list", dir, e))?;
-            let old = names.iter().filter_map(|n| snapshot::number_of(n)).filter(|n| *n != current);
-            old.for_each(|number| snapshot::remove(&*store.disk, dir, number));
-            let dir = &store.journal_dir;
-            let names = store.disk.list(dir).map_err(|e| Error::io("list", dir, e))?;
-            names.iter().filter(|n| n.ends_with(".new")).for_each(|n| drop(store.disk.remove(&dir.join(n))));
+        // Two groups, on two pages: nothing else tells that this life follows the last one.
+        for _ in START_PLACES {
+            let due = {
+                let mut state = self.store.lock();
+                state.accepted += 1;
+                state.backlog.start(&Start { incarnation, group, position, next_log });
+                state.sync_waits = true;
+                state.accepted
+            };
+            if self.store.write_group()?.0 < due {
+                return Err(Error::io("write", &self.store.journal_dir, ErrorKind::StorageFull.into()));
+            }
         }
         Ok(())
     }
 }
+
+/// Where a start stands in the first file of its life.
+const START_PLACES: [usize; 2] = [0, limits::GROUP_ALIGN as usize];
 
 /// A file of an earlier start; until a frame in it is applied nothing in it is known to be needed.
 fn unneeded(number: u64) -> JournalFile {

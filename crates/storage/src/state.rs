@@ -340,8 +340,9 @@ impl State {
 
     /// Journal bytes in use: what a recovery would read.
     pub fn journal_bytes(&self, settings: &Settings) -> u64 {
-        let full = self.files.len().saturating_sub(1) as u64 * settings.journal_file_bytes;
-        full + self.journal_at + (self.backlog.bytes + self.in_flight) as u64
+        // Files of earlier starts in which nothing was found wait to be reused: nobody will read them.
+        let full = self.files.iter().rev().skip(1).filter(|file| file.last_position > 0).count();
+        full as u64 * settings.journal_file_bytes + self.journal_at + (self.backlog.bytes + self.in_flight) as u64
     }
 
     pub fn pressure(&self, settings: &Settings) -> Pressure {

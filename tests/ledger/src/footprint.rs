@@ -203,45 +203,59 @@ pub fn start(arguments: &Arguments) -> Outcome<bool> {
     Ok(true)
 }
 
-/// Beyond this the journal does not get longer, however much is written.
-const FILL_FACTOR: u64 = 8;
+/// A life that has written so much is ended before its checkpoint, which begins at 512 MiB, is done.
+const FILLED_IN_A_LIFE: u64 = 120 << 20;
+const FILLING_LIVES: u32 = 40;
 
-/// `kill -9` when that much stands in the journal that no checkpoint knows, then the time to the first confirm.
+/// `kill -9` when that much stands in the journal that no checkpoint knows, then the time to the first confirm. A checkpoint
+/// comes before a life can write 1 GiB, so several lives do, each killed before.
 pub fn fill(arguments: &Arguments) -> Outcome<bool> {
-    const SIZE: usize = 4 << 10;
     let target = arguments.number("bytes", 1 << 30)?;
     let mut own = arguments.own()?;
     own.start_and_listen()?;
     Wire::connect(own.amqp)?.declare("fill")?;
-    let count = target * FILL_FACTOR / SIZE as u64 / 2;
-    let publishers = [publish(own.amqp, "fill", count, SIZE), publish(own.amqp, "fill", count, SIZE)];
-    let (mut most, mut now) = (0, 0);
+    for life in 1..=FILLING_LIVES {
+        let waiting = fill_and_kill(&mut own, target)?;
+        let began = Instant::now();
+        let listening = own.start_and_listen()?;
+        let mut wire = Wire::connect(own.amqp)?;
+        wire.confirm()?;
+        wire.publish("fill", &[0; FILL_BODY]);
+        wire.flush()?;
+        wire.confirmed()?;
+        println!(
+            "kill {life}: {:.0} MiB in the journal not checkpointed; listening after {} ms, first confirm after {} ms, RSS {:.1} MiB",
+            mib(waiting),
+            listening.as_millis(),
+            began.elapsed().as_millis(),
+            mib(own.rss()),
+        );
+        if waiting >= target {
+            own.remove();
+            return Ok(true);
+        }
+    }
+    Err(format!("{FILLING_LIVES} lives, and never that much without a checkpoint"))
+}
+
+const FILL_BODY: usize = 4 << 10;
+
+/// Answers how much stood in the journal.
+fn fill_and_kill(own: &mut Own, target: u64) -> Outcome<u64> {
+    let journal = |own: &Own| own.figure("braid_journal_bytes").map_or(0, |bytes| bytes as u64);
+    let count = 8 * FILLED_IN_A_LIFE / FILL_BODY as u64;
+    let publishers = [(); 2].map(|()| publish(own.amqp, "fill", count, FILL_BODY));
+    let (mut now, mut least) = (0, u64::MAX);
     while !publishers.iter().any(JoinHandle::is_finished) {
-        now = own.figure("braid_journal_bytes").unwrap_or(0.0) as u64;
-        most = most.max(now);
-        let written = own.figure("braid_journal_written_bytes_total").unwrap_or(0.0) as u64;
-        // If the checkpoints keep up, the most there is will have to do.
-        if now >= target || written > target * FILL_FACTOR / 2 && now > most / 100 * 95 {
+        now = journal(own);
+        least = least.min(now);
+        if now >= target || now - least >= FILLED_IN_A_LIFE {
             break;
         }
         std::thread::sleep(Duration::from_millis(2));
     }
     own.kill();
+    // They end with their connections.
     publishers.into_iter().for_each(|publisher| drop(join(publisher)));
-    println!("killed with {:.0} MiB in the journal that are not checkpointed", mib(now));
-    let began = Instant::now();
-    let listening = own.start_and_listen()?;
-    let mut wire = Wire::connect(own.amqp)?;
-    wire.confirm()?;
-    wire.publish("fill", b"back");
-    wire.flush()?;
-    wire.confirmed()?;
-    println!(
-        "listening after {} ms, first confirm after {} ms, RSS {:.1} MiB",
-        listening.as_millis(),
-        began.elapsed().as_millis(),
-        mib(own.rss())
-    );
-    own.remove();
-    Ok(true)
+    Ok(now)
 }
