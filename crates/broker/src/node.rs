@@ -42,7 +42,7 @@ use slab::Slab;
 use smallvec::SmallVec;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
-use storage::{Batch, Commit, Level as CommitLevel, LogId, Offset, Op, Position, Store};
+use storage::{Batch, Commit, Level as CommitLevel, LogId, Offset, Op, Position, Pressure, Store};
 use transaction::Transaction;
 
 /// What the server knows of a client when it connects.
@@ -320,6 +320,9 @@ impl Node {
     }
 
     fn control(&mut self, now: Now, id: ConnectionId, request: Request, effects: &mut Effects) -> Result<Reply, Error> {
+        if makes_something(&request) && self.store.pressure() == Pressure::DrainOnly {
+            return Err(Error::new(Reason::ResourceError, "the journal is full"));
+        }
         match request {
             Request::Publish { .. } | Request::Settle { .. } => unreachable!("worked off by the caller"),
             Request::Authenticate { user, password } => self.authenticate(id, &user, &password),
@@ -406,17 +409,6 @@ impl Node {
             (CommitLevel::Lazy, _) | (_, CommitLevel::Lazy) => CommitLevel::Lazy,
             _ => CommitLevel::Interval,
         };
-    }
-
-    /// Makes something empty in a commit of its own, ahead of the one that this call gathers, so that whatever follows may
-    /// name it. Alone it means nothing, so the gathered commit stays all or nothing.
-    fn put_ahead(&mut self, make: impl FnOnce(&mut Node)) {
-        let gathered = std::mem::replace(&mut self.commit, Commit::new(CommitLevel::Interval));
-        let bytes = std::mem::take(&mut self.commit_bytes);
-        make(self);
-        self.commit.level = CommitLevel::Lazy;
-        self.flush();
-        (self.commit, self.commit_bytes) = (gathered, bytes);
     }
 
     fn touch(&mut self, key: QueueKey) {
@@ -524,6 +516,11 @@ fn ticket(request: &Request) -> Option<u32> {
         Request::Publish { ticket, .. } | Request::Settle { ticket, .. } => Some(*ticket),
         _ => None,
     }
+}
+
+/// What is left of a full journal belongs to those who empty queues.
+fn makes_something(request: &Request) -> bool {
+    matches!(request, Request::DeclareExchange(_) | Request::DeclareQueue(_) | Request::Bind(_) | Request::Commit { .. })
 }
 
 fn is_failure(reply: &Reply) -> bool {

@@ -116,8 +116,10 @@ impl State {
         if bytes > limits::COMMIT_BYTES_MAX.min(settings.journal_file_bytes as usize / 2) {
             return Err(Refused::TooLarge { bytes });
         }
-        let drains = |op: &Op| !matches!(op, Op::Append { .. } | Op::Create { .. } | Op::Put { value: Some(_), .. });
-        let limit = if commit.ops.iter().all(drains) {
+        let fills = |op: &Op| matches!(op, Op::Append { .. } | Op::Create { .. } | Op::Put { value: Some(_), .. });
+        let empties = |op: &Op| matches!(op, Op::Settle { .. } | Op::Trim { .. } | Op::Drop { .. });
+        // A move (append there, settle here) is one commit, and has to go on while a full journal is drained.
+        let limit = if !commit.ops.iter().any(fills) || commit.ops.iter().any(empties) {
             // What is left is the checkpoint's own.
             settings.journal_bytes_max - settings.journal_file_bytes
         } else {

@@ -236,10 +236,8 @@ impl Node {
         self.queues[key.0].levels.insert(at, Level::new(priority, log));
         self.logs.insert(log, key);
         if durable {
-            self.put_ahead(|node| {
-                node.put(Op::Create { log }, CommitLevel::Lazy);
-                node.save_queue(key);
-            });
+            self.put(Op::Create { log }, CommitLevel::Lazy);
+            self.save_queue(key);
         }
     }
 

@@ -100,10 +100,8 @@ impl Node {
     fn make_bucket(&mut self, name: &BucketName) {
         let log = self.store.new_log();
         let vhost = self.vhosts[name.vhost.0].name.clone();
-        self.put_ahead(|node| {
-            node.put(Op::Create { log }, CommitLevel::Lazy);
-            node.save_bucket(&vhost, &name.exchange, name.time, log);
-        });
+        self.put(Op::Create { log }, CommitLevel::Lazy);
+        self.save_bucket(&vhost, &name.exchange, name.time, log);
         let bucket = Bucket { log, next: 0, waiting: 0, loaded: 0, settled: Default::default() };
         self.delays.logs.insert(log, name.clone());
         self.delays.buckets.insert(name.clone(), bucket);
