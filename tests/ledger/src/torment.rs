@@ -7,7 +7,7 @@ use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
 use lapin::uri::AMQPUri;
-use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, PublisherConfirm};
+use lapin::{BasicProperties, Confirmation, Connection, ConnectionProperties, PublisherConfirm};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -20,6 +20,8 @@ use tokio_stream::StreamExt;
 const KNOCK: Duration = Duration::from_millis(2);
 /// A broker that moves nothing for so long moves nothing any more.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// What a connection to a broker that was killed may still have in hand.
+const GRACE: Duration = Duration::from_millis(300);
 /// What was settled this long is settled for good, with a margin.
 const SETTLED: Duration = Duration::from_millis(1_300);
 
@@ -72,7 +74,7 @@ pub async fn run(plan: Plan, process: &mut Process) -> Outcome<bool> {
     }
     run.confirm_enough().await?;
     run.enough.store(true, SeqCst);
-    while producers.join_next().await.is_some() {}
+    all_end(&mut producers, "producer").await?;
     run.drain().await?;
     if plan.kills > 0 {
         sleep(SETTLED).await;
@@ -81,9 +83,14 @@ pub async fn run(plan: Plan, process: &mut Process) -> Outcome<bool> {
     }
     let left = run.ready().await?;
     run.over.store(true, SeqCst);
-    while consumers.join_next().await.is_some() {}
+    all_end(&mut consumers, "consumer").await?;
     let sums = run.books.close();
     Ok(report(&run.plan, &run.books, &sums, left))
+}
+
+async fn all_end(tasks: &mut JoinSet<()>, who: &str) -> Outcome<()> {
+    let all = async { while tasks.join_next().await.is_some() {} };
+    timeout(2 * PATIENCE, all).await.map_err(|_| format!("a {who} waits for an answer that does not come"))
 }
 
 impl Run {
@@ -129,6 +136,14 @@ impl Run {
             }
             sleep(KNOCK).await;
         }
+    }
+
+    /// Some calls of the client library never answer when the broker dies under them.
+    async fn outlived(&self, life: u32) {
+        while self.books.life() == life {
+            sleep(Duration::from_millis(20)).await;
+        }
+        sleep(GRACE).await;
     }
 
     async fn declare(&self) -> Outcome<()> {
@@ -184,15 +199,18 @@ impl Run {
     async fn produce(self: Arc<Self>, producer: u16) {
         while !self.enough.load(SeqCst) {
             let (connection, life) = self.connect().await;
-            let Ok(channel) = connection.create_channel().await else { continue };
-            if channel.confirm_select(Default::default()).await.is_err() {
-                continue;
-            }
             let mut window = VecDeque::new();
-            let _ = self.publish(producer, life, &channel, &mut window).await;
+            tokio::select! {
+                _ = self.publish(producer, life, &connection, &mut window) => {}
+                () = self.outlived(life) => {}
+            }
             // What was confirmed before the end counts; what was not is in doubt, and is never sent again.
+            let mut patience = if self.books.life() == life { PATIENCE } else { GRACE };
             for (id, confirm) in window {
-                let answer = timeout(PATIENCE, confirm).await;
+                let answer = timeout(patience, confirm).await;
+                if answer.is_err() {
+                    patience = Duration::ZERO;
+                }
                 self.hear(id, life, answer.ok().and_then(Result::ok));
             }
         }
@@ -202,9 +220,11 @@ impl Run {
         &self,
         producer: u16,
         life: u32,
-        channel: &Channel,
+        connection: &Connection,
         window: &mut VecDeque<(Id, PublisherConfirm)>,
     ) -> Result<(), lapin::Error> {
+        let channel = connection.create_channel().await?;
+        channel.confirm_select(Default::default()).await?;
         while !self.enough.load(SeqCst) {
             let id = self.books.send(producer);
             let queue = self.queue_name(id.queue(self.plan.queues));
@@ -237,7 +257,10 @@ impl Run {
             if life.is_multiple_of(2) && !self.enough.load(SeqCst) {
                 sleep(Duration::from_millis(random.between(0, 1_000))).await;
             }
-            let _ = self.sit(consumer, life, &connection, &mut random).await;
+            tokio::select! {
+                _ = self.sit(consumer, life, &connection, &mut random) => {}
+                () = self.outlived(life) => {}
+            }
             if !self.over.load(SeqCst) {
                 self.books.end_sitting(life);
             }
